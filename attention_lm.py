@@ -1,0 +1,110 @@
+"""A language model with attention: an encoder remembers, a decoder looks back while it writes.
+
+    from attention_lm import AttentionLM
+    model = AttentionLM(vocab_size=10000, embedding_size=200, hidden_size=200, window=35)
+    log_probs, state = model(input, state)
+    log_probs, weights = model.attend(input, state)[:2]     # to look at
+
+The text is cut into windows of W tokens. While the decoder reads a window and predicts,
+the encoder's hidden states over the window before are its memory:
+
+    memory   m_1 ... m_W = encoder LSTM over the window before
+
+    at each step, with x the token's embedding and h, c the decoder's states:
+      score_j = m_j . h                            dot product
+      a       = softmax(score)                     weights over the memory, sum 1
+      context = sum_j a_j m_j                      bmm
+      h', c'  = LSTMCell([x, context], (h, c))
+      log P(next token) = log_softmax(Linear(h'))
+
+This is the attention of Bahdanau et al. (2015), looking before it steps, with the dot
+score of Luong et al. (2015), put to language modelling as by Salton et al. (2017). Both
+LSTMs carry their states from window to window; so the decoder alone sees all that a
+plain LSTM language model sees, and its perplexity is over the same tokens.
+
+In the first window the memory is empty, no state is made up: a softmax over nothing has
+no weights, and a sum of nothing is a context of exact zeros.
+
+Sizes in comments: T steps, B streams, V words, E embedding, H hidden units, L layers,
+W the window, M the memory's length: W, or 0 in the first window.
+"""
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lstm_cell import LSTM, LSTMCell
+from lstm_lm import LanguageModel
+
+
+def attention(h, memory):
+    """Dot-product attention: h (B, H), memory (B, M, H) -> context (B, H), weights (B, M).
+
+    It is `F.scaled_dot_product_attention` with one query and a scale of 1.
+    """
+    scores = torch.bmm(memory, h[:, :, None])  # (B, M, 1)
+    weights = torch.softmax(scores, dim=1)  # (B, M, 1)
+    context = torch.bmm(weights.transpose(1, 2), memory)  # (B, 1, H)
+    return context[:, 0], weights[:, :, 0]
+
+
+class AttentionLM(LanguageModel):
+    """Encoder-decoder language model with dot-product attention over the previous window.
+
+    num_layers: L, of the encoder and of the decoder.  window: W; training in windows of as
+    many steps sends the decoder's loss through the whole encoder.  The rest: see
+    `LanguageModel`.
+
+    Its state is (tokens, memory, h_enc, c_enc, h_dec, c_dec): the tokens (<= W, B) of the
+    window being read, the memory (B, M, H) it looks at, and the two LSTMs' states (L, B, H).
+    """
+
+    def __init__(
+        self,
+        vocab_size,
+        embedding_size,
+        hidden_size,
+        num_layers=1,
+        dropout=0.0,
+        input="embedding",
+        tie_weights=False,
+        window=35,
+    ):
+        super().__init__(vocab_size, embedding_size, hidden_size, dropout, input, tie_weights)
+        self.window, self.hidden_size, self.num_layers = window, hidden_size, num_layers
+        self.encoder = LSTM(self.embedding_size, hidden_size, num_layers, dropout=dropout)
+        sizes = [self.embedding_size + hidden_size] + [hidden_size] * (num_layers - 1)
+        self.decoder = nn.ModuleList(LSTMCell(size, hidden_size) for size in sizes)
+
+    def attend(self, input, state=None):
+        """input int64 (T, B) -> hidden states (T, B, H), weights, a list of T tensors (B, M), state.
+
+        Any T will do: wherever a window is full, the encoder reads it and it becomes the
+        memory. Reading a text at once, in pieces or token by token is the same.
+        """
+        if state is None:
+            zeros = self.output.weight.new_zeros(self.num_layers, input.shape[1], self.hidden_size)
+            state = (input[:0], zeros[0, :, None][:, :0], zeros, zeros, zeros, zeros)
+        tokens, memory, h_enc, c_enc, h_dec, c_dec = state
+        h, c = list(h_dec), list(c_dec)  # per layer (B, H)
+        outputs, weights = [], []
+        while len(input):
+            if len(tokens) == self.window:  # it is full: it becomes the memory
+                states, (h_enc, c_enc) = self.encoder(self.embed(tokens), (h_enc, c_enc))  # (W, B, H)
+                memory, tokens = states.transpose(0, 1), tokens[:0]  # (B, W, H)
+            now, input = input.tensor_split([self.window - len(tokens)])
+            tokens = torch.cat((tokens, now))
+            for x in self.embed(now):  # (B, E)
+                context, a = attention(h[-1], memory)  # (B, H), (B, M)
+                x = torch.cat((x, context), dim=-1)  # (B, E + H)
+                for layer, cell in enumerate(self.decoder):
+                    x = self.dropout(x) if layer else x
+                    h[layer], c[layer] = cell(x, (h[layer], c[layer]))
+                    x = h[layer]
+                outputs.append(x)
+                weights.append(a)
+        return torch.stack(outputs), weights, (tokens, memory, h_enc, c_enc, torch.stack(h), torch.stack(c))
+
+    def features(self, input, state=None):
+        """int64 (T, B) -> hidden states (T, B, H), state."""
+        h, _, state = self.attend(input, state)
+        return h, state

@@ -1,0 +1,375 @@
+"""Train a language model, test it, and let it write.
+
+    python train.py --model cell                       # the LSTM written out, on the built-in corpus
+    python train.py --model lstm                       # the same on torch.nn.LSTM
+    python train.py --model attention                  # encoder, decoder and attention
+    python train.py --model cell --minutes 1           # as good as one minute allows
+    python train.py --model cell --data my.txt --level char --out out/mine
+    python train.py --resume out/cell                  # go on after Ctrl-C
+
+From Python or a notebook:
+
+    import train
+    results = train.main(["--model", "cell", "--minutes", "1"])
+
+It writes into --out:
+
+    checkpoint.pt   the best model by validation perplexity, all that sample.py needs
+    resume.pt       where training stands, all that --resume needs
+    log.csv         a row for each validation
+
+Perplexity is exp(mean of -log P(token) in nats) over a split. Every token of the split
+is a target once, and the split is read as one text from beginning to end, its state
+carried throughout, as the papers do; so no batch size has a say in it. The model is
+chosen by the validation split; the test split is read once, at the end.
+
+Sizes in comments: T steps (bptt), B streams (batch size), N tokens of a split.
+"""
+import argparse
+import csv
+import inspect
+import math
+import pathlib
+import signal
+import sys
+import tempfile
+import time
+
+from data import SPLITS, InputError, Parser, add_corpus_flags, detokenise, load_corpus, pairs, run, streams, windows
+from data import write_atomically
+import torch
+
+from sample import build_model, continuations, device_of, load_checkpoint, number, read_checkpoint
+
+COLUMNS = ["step", "epoch", "seconds", "tokens_per_second", "train_loss", "valid_loss", "valid_ppl"]
+MODEL_SETTINGS = ["model", "input", "embedding_size", "hidden_size", "layers", "dropout", "tie_weights", "window"]
+CORPUS_SETTINGS = ["data", "level", "min_count", "vocab_size"]
+
+
+def parse_arguments(argv, defaults=None):
+    """The flags -> a namespace. defaults: other defaults than those that --help states."""
+    parser = Parser(description=inspect.cleandoc(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter)
+    positive = number(int, 1)
+    corpus = add_corpus_flags(parser)
+    corpus.add_argument(
+        "--data", default="python-docs", help="python-docs, ptb, shakespeare, a text file, or a folder (%(default)s)"
+    )
+    model = parser.add_argument_group("model")
+    model.add_argument("--model", choices=["lstm", "cell", "attention"], default="cell", help="(%(default)s)")
+    model.add_argument("--input", choices=["embedding", "one-hot"], default="embedding", help="(%(default)s)")
+    model.add_argument("--hidden-size", type=positive, default=256, help="units in a layer (%(default)s)")
+    model.add_argument("--embedding-size", type=positive, help="numbers for a token (the hidden size)")
+    model.add_argument("--layers", type=positive, default=1, help="LSTMs on top of each other (%(default)s)")
+    model.add_argument("--dropout", type=number(float, 0, 0.95), default=0.4, help="share set to zero (%(default)s)")
+    model.add_argument(
+        "--tie-weights", action=argparse.BooleanOptionalAction, help="one matrix for embedding and output (if it can be)"
+    )
+    training = parser.add_argument_group("training")
+    training.add_argument("--batch-size", type=positive, default=32, help="parallel streams (%(default)s)")
+    training.add_argument("--bptt", type=positive, default=35, help="steps of a window (%(default)s)")
+    training.add_argument("--lr", type=number(float, 0, open_low=True), default=4e-3, help="AdamW's peak (%(default)s)")
+    training.add_argument("--clip", type=number(float, 0, open_low=True), default=0.5, help="gradient norm (%(default)s)")
+    training.add_argument("--epochs", type=positive, default=8, help="passes over the corpus (%(default)s)")
+    training.add_argument("--minutes", type=number(float, 0, open_low=True), help="a time to end in, instead (none)")
+    training.add_argument("--target-ppl", type=number(float, 1), help="stop at this validation perplexity (none)")
+    training.add_argument("--valid-every", type=positive, metavar="STEPS", help="steps between validations (an epoch)")
+    training.add_argument("--seed", type=int, default=1, help="of weights and dropout (%(default)s)")
+    machine = parser.add_argument_group("machine and files")
+    machine.add_argument("--device", default="auto", help="auto, cuda, mps or cpu (%(default)s)")
+    machine.add_argument(
+        "--dtype", choices=["auto", "float32", "bfloat16"], default="auto", help="of products; auto: bfloat16 where fast"
+    )
+    machine.add_argument("--out", metavar="DIR", help="where to write (out/<model>)")
+    machine.add_argument("--resume", metavar="DIR", help="go on with the run in DIR, with its settings")
+    parser.set_defaults(**(defaults or {}))
+    args = parser.parse_args(argv)
+    args.embedding_size = args.embedding_size or args.hidden_size
+    if args.tie_weights is None:
+        args.tie_weights = args.input == "embedding" and args.embedding_size == args.hidden_size
+    args.window = args.bptt if args.model == "attention" else None
+    args.out = args.resume or args.out or f"out/{args.model}"
+    return args
+
+
+# --- Evaluation --------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def evaluate(model, tokens, start, chunk=256):
+    """Mean of -log P(token) in nats over a split, each of its N tokens a target exactly once.
+
+    The split is one stream, read in chunks of `chunk` tokens with the state carried; neither
+    the training batch size nor the chunk changes the result.  tokens: int64 (N,).
+    start: the token that the first is predicted from.
+    """
+    training, total, state = model.training, 0.0, None
+    model.eval()
+    input, target = (side[:, None] for side in pairs(tokens, start))  # (N, 1)
+    for x, y in windows(input, target, chunk):
+        loss, state = model.loss(x, y, state)
+        total += loss.item() * len(y)
+    model.train(training)
+    return total / len(tokens)
+
+
+def perplexity(nats):
+    """exp(nats), infinite where a float ends."""
+    return math.exp(nats) if nats < 700 else math.inf
+
+
+# --- Training ----------------------------------------------------------------------------
+
+
+def schedule(progress):
+    """The learning rate's share of its peak: a short rise, then a cosine down to zero. progress: 0 to 1."""
+    return min(1.0, progress / 0.03 + 0.02) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def low_precision(name, device):
+    """--dtype and a torch.device -> (whether to compute products in bfloat16, a note or None)."""
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported()
+    else:
+        abilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+        fast = any(abilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
+    slow = name == "bfloat16" and not fast
+    return name == "bfloat16" or (name == "auto" and fast), "no fast bfloat16 on this device" if slow else None
+
+
+class Status:
+    """What training says: one live line on a terminal, a plain line now and then elsewhere."""
+
+    def __init__(self):
+        self.live, self.last, self.width = sys.stdout.isatty(), -math.inf, 0
+
+    def update(self, text):
+        """Show where training stands, at most some times a second, or every half minute in a file."""
+        now = time.monotonic()
+        if now - self.last > (0.2 if self.live else 30):
+            self.last = now
+            print("\r" + text.ljust(self.width) if self.live else text, end="" if self.live else "\n", flush=True)
+            self.width = len(text)
+
+    def line(self, text):
+        """A line that stays."""
+        print(("\r" if self.live and self.width else "") + text.ljust(self.width), flush=True)
+        self.width = 0
+
+
+def clock(seconds):
+    """Seconds as 1:02:03 or 2:03."""
+    minutes, seconds = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def write_log(path, row, append):
+    """Add a row to log.csv, or begin it with the columns' names."""
+    with open(path, "a" if append else "w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        if not append:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def prepare_output(args):
+    """Make --out and find out now, not after training, that files can be written there.
+
+    Raises InputError if they cannot.
+    """
+    out = pathlib.Path(args.out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as error:
+        raise InputError(f"output folder {out} cannot be written: {error.strerror}") from None
+    return out
+
+
+def read_resume(directory, argv):
+    """What --resume DIR goes on from -> (namespace with the run's own settings as defaults, its dict).
+
+    Raises InputError if DIR holds no such run, or flags ask for another model or corpus.
+    """
+    path = pathlib.Path(directory) / "resume.pt"
+    if not path.exists():
+        raise InputError(f"nothing to resume in {directory}: it has no resume.pt")
+    saved = read_checkpoint(path)
+    if "optimizer" not in saved:
+        raise InputError(f"{path} is not a resume.pt that train.py wrote")
+    args = parse_arguments(argv, defaults=saved["settings"])
+    for name in MODEL_SETTINGS + CORPUS_SETTINGS:
+        if getattr(args, name) != saved["settings"][name]:
+            flag = "--bptt" if name == "window" else "--" + name.replace("_", "-")
+            raise InputError(
+                f"{directory} was trained with {flag} {saved['settings'][name]}, not {getattr(args, name)}: "
+                "leave the flag out, or train anew without --resume"
+            )
+    return args, saved
+
+
+def train(model, corpus, args, out, saved, status):
+    """Train until the epochs, the minutes or the target are reached, or Ctrl-C.
+
+    Keeps the best model by validation in out/checkpoint.pt and the whole state in
+    out/resume.pt.  Returns (best validation loss in nats, whether Ctrl-C ended it).
+    Raises InputError when the loss is no number any more.
+    """
+    device = next(model.parameters()).device
+    start = corpus.vocabulary.start
+    input, target = (streams(side, args.batch_size).to(device) for side in pairs(corpus.train, start))  # (N // B, B)
+    valid = corpus.valid.to(device)
+    batches = list(windows(input, target, args.bptt))
+    total_steps, valid_every = args.epochs * len(batches), args.valid_every or len(batches)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.01, fused=device.type != "mps")
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.bfloat16)
+    step, seconds, best, state = 0, 0.0, math.inf, None
+    if saved:
+        optimizer.load_state_dict(saved["optimizer"])
+        step, seconds, best, state = saved["step"], saved["seconds"], saved["best"], saved["state"]
+        torch.set_rng_state(saved["random"].cpu())
+    interrupted = []
+    before = handle_interrupt(lambda *_: interrupted.append(True))
+    begun, losses, reading, read_tokens = time.monotonic() - seconds, [], 0.0, 0
+
+    def progress():
+        spent = (time.monotonic() - begun) / (60 * args.minutes) if args.minutes else 0.0
+        return max(spent, 0.0 if args.minutes else step / total_steps)
+
+    def validate():
+        nonlocal best, losses, reading, read_tokens
+        mean = torch.stack(losses).mean().item() if losses else math.nan
+        if losses and not math.isfinite(mean):
+            kept = f"{out / 'checkpoint.pt'} holds the best model before that" if best < math.inf else "nothing is lost"
+            raise InputError(f"the loss became {mean} by step {step}: try a lower --lr or --clip; {kept}")
+        loss = evaluate(model, valid, start)
+        now, speed = time.monotonic() - begun, read_tokens / max(reading, 1e-9)
+        epoch = step / len(batches)
+        row = [step, f"{epoch:.2f}", f"{now:.1f}", f"{speed:.0f}", f"{mean:.4f}", f"{loss:.4f}", f"{perplexity(loss):.2f}"]
+        write_log(out / "log.csv", dict(zip(COLUMNS, row)), append=bool(saved) or best < math.inf)
+        status.line(
+            f"epoch {epoch:5.2f}  step {step:>6}  train perplexity {perplexity(mean):8.2f}  "
+            f"valid perplexity {perplexity(loss):8.2f}  {speed:>7,.0f} tokens/s  {clock(now)}"
+        )
+        if loss < best:
+            if best == math.inf and (out / "checkpoint.pt").exists():
+                (out / "checkpoint.pt").replace(out / "checkpoint.previous.pt")
+            best = loss
+            save_checkpoint(out / "checkpoint.pt", model, corpus.vocabulary, args, {"valid_ppl": perplexity(loss)})
+        save_resume()
+        losses, reading, read_tokens = [], 0.0, 0
+
+    def save_resume():
+        dump = dict(
+            checkpoint_dict(model, corpus.vocabulary, args, {}),
+            optimizer=optimizer.state_dict(), step=step, seconds=time.monotonic() - begun, best=best,
+            state=state, random=torch.get_rng_state(),
+        )  # fmt: skip
+        write_atomically(out / "resume.pt", lambda file: torch.save(dump, file))
+
+    model.train()
+    try:
+        while progress() < 1 and not interrupted and perplexity(best) > (args.target_ppl or 0):
+            tick = time.monotonic()
+            if step % len(batches) == 0:
+                state = None
+            x, y = batches[step % len(batches)]  # (T, B)
+            for group in optimizer.param_groups:
+                group["lr"] = args.lr * schedule(progress())
+            optimizer.zero_grad(set_to_none=True)
+            with autocast:
+                loss, state = model.loss(x, y, state)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip)
+            optimizer.step()
+            state = tuple(part.detach() for part in state)
+            losses.append(loss.detach())
+            step += 1
+            read_tokens += y.numel()
+            reading += time.monotonic() - tick
+            if step % valid_every == 0 or progress() >= 1:
+                validate()
+            elif time.monotonic() - status.last > 0.2:
+                recent = torch.stack(losses[-50:]).mean().item()
+                done, spent = progress(), time.monotonic() - begun
+                status.update(
+                    f"epoch {step / len(batches):5.2f}  step {step:>6}  loss {recent:.3f}  "
+                    f"perplexity {perplexity(recent):8.2f}  {read_tokens / reading:>7,.0f} tokens/s  "
+                    f"{clock(spent * (1 - done) / done)} left"
+                )
+        if losses:
+            validate()
+    finally:
+        handle_interrupt(before)
+    return best, bool(interrupted)
+
+
+def handle_interrupt(handler):
+    """Set what Ctrl-C does and return what it did; outside the main thread it can't be set, nor arrives."""
+    try:
+        return signal.signal(signal.SIGINT, handler)
+    except ValueError:
+        return None
+
+
+def checkpoint_dict(model, vocabulary, args, results):
+    """All that sampling needs, in plain types that `torch.load(weights_only=True)` reads."""
+    return {
+        "settings": {name: value for name, value in vars(args).items() if name not in ("resume", "out")},
+        "vocabulary": {"index2word": vocabulary.index2word, "form": vocabulary.form},
+        "weights": model.state_dict(),
+        "results": results,
+    }
+
+
+def save_checkpoint(path, model, vocabulary, args, results):
+    """Write a checkpoint, whole or not at all."""
+    contents = checkpoint_dict(model, vocabulary, args, results)
+    write_atomically(path, lambda file: torch.save(contents, file))
+
+
+# --- The command -------------------------------------------------------------------------
+
+
+def main(argv=None):
+    """Train, test and write a sample; argv is a list of words as in a shell, sys.argv if None.
+
+    Returns a dict with valid_ppl, test_ppl and checkpoint, the path.
+    Raises InputError for whatever the user can mend.
+    """
+    args, saved = parse_arguments(argv), None
+    if args.resume:
+        args, saved = read_resume(args.resume, argv)
+    out, device, status = prepare_output(args), device_of(args.device), Status()
+    args.bfloat16, note = low_precision(args.dtype, device)
+    torch.manual_seed(args.seed)
+    status.line(f"reading {args.data}")
+    corpus = load_corpus(args.data, args.level, args.min_count, args.vocab_size)
+    if saved and saved["vocabulary"]["index2word"] != corpus.vocabulary.index2word:
+        raise InputError(f"{args.data} is not the text that {args.resume} was trained on: it gives another vocabulary")
+    sizes = ", ".join(f"{len(getattr(corpus, split)):,} {split}" for split in SPLITS)
+    status.line(f"{sizes} tokens, {len(corpus.vocabulary):,} different")
+    model = build_model(vars(args), len(corpus.vocabulary)).to(device)
+    if saved:
+        model.load_state_dict(saved["weights"])
+    status.line(
+        f"{args.model}: {sum(p.numel() for p in model.parameters()):,} parameters on {device}, "
+        f"{'bfloat16' if args.bfloat16 else 'float32'} products{f' (note: {note})' if note else ''}, writing to {out}"
+    )
+    best, interrupted = train(model, corpus, args, out, saved, status)
+    model, vocabulary, checkpoint = load_checkpoint(out / "checkpoint.pt", device)
+    if interrupted:
+        status.line(f"interrupted; go on with: python train.py --resume {out}")
+    nats = evaluate(model, corpus.test.to(device), vocabulary.start)
+    results = {"valid_ppl": perplexity(best), "test_ppl": perplexity(nats)}
+    save_checkpoint(out / "checkpoint.pt", model, vocabulary, argparse.Namespace(**checkpoint["settings"]), results)
+    status.line(f"best valid perplexity {results['valid_ppl']:.2f}, kept in {out / 'checkpoint.pt'}")
+    per_token = f" ({nats:.4f} nats per character)" if args.level == "char" else ""
+    status.line(f"test perplexity {results['test_ppl']:.2f}{per_token}")
+    steps = continuations(model, vocabulary, [], 60 if args.level == "word" else 300, 1, args.seed, temperature=0.7)
+    print("\n" + "".join(detokenise((token for (token,) in steps), vocabulary.form)).strip())
+    return {**results, "checkpoint": str(out / "checkpoint.pt")}
+
+
+if __name__ == "__main__":
+    run(main)
