@@ -221,10 +221,14 @@ def python_docs():
     random.Random(0).shuffle(documents)
     seen, unique = set(), []
     for document in documents:
-        paragraphs = [p for p in re.split(r"\n\s*\n", document) if p.strip()]
-        unique.append("\n\n".join(p for p in dict.fromkeys(paragraphs) if p not in seen))
-        seen.update(paragraphs)
-    return [document + "\n\n" for document in unique if document]
+        kept = []
+        for paragraph in re.split(r"\n\s*\n", document.strip()):
+            words = " ".join(paragraph.split())
+            if words not in seen:
+                seen.add(words)
+                kept.append(paragraph.strip("\n"))
+        unique.append("\n\n".join(kept))
+    return [document + "\n\n" for document in unique if document.strip()]
 
 
 def read_text(path):
@@ -417,7 +421,7 @@ def kneser_ney(train, test, order, vocabulary_size):
                          + D types(context) / count(context) * P(w | shorter context)
 
     Below the highest order, counts are of the different tokens seen on the left, and
-    D = n1 / (n1 + 2 n2) in each order (Kneser and Ney, 1995; Chen and Goodman, 1999).
+    D = n1 / (n1 + 2 n2), by the number of grams seen once and twice, in each order (Kneser and Ney, 1995; Chen and Goodman, 1999).
 
     train, test: lists of token numbers.  order: the n.
     """
@@ -433,8 +437,8 @@ def kneser_ney(train, test, order, vocabulary_size):
             total[gram[:-1]] += count
         totals.append(total)
         types.append(collections.Counter(gram[:-1] for gram in table))
-        frequency = collections.Counter(table.values())
-        discounts.append(frequency[1] / (frequency[1] + 2 * frequency[2]))
+        n1, n2 = (sum(count == k for count in table.values()) for k in (1, 2))
+        discounts.append(n1 / (n1 + 2 * n2) if n1 else 0.5)
     nats = 0.0
     for t, word in enumerate(test):
         p = 1 / vocabulary_size

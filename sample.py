@@ -23,10 +23,12 @@ Sizes in comments: P tokens of prompt, B samples in parallel, V words.
 import argparse
 import html
 import inspect
+import io
 import pathlib
 import shutil
 import sys
 import textwrap
+import warnings
 
 from data import UNK, EOS, InputError, Parser, Vocabulary, detokenise, run, tokenise
 import torch
@@ -65,9 +67,13 @@ def read_checkpoint(path, device="cpu"):
     Raises InputError for a file that is missing, damaged, or no checkpoint of this project.
     """
     try:
-        checkpoint = torch.load(path, map_location=device, weights_only=True)
+        raw = io.BytesIO(pathlib.Path(path).read_bytes())
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on how the file was pickled: below it is said in one line
+            checkpoint = torch.load(raw, map_location=device, weights_only=True)
     except Exception as error:  # torch.load raises many kinds for what is not a whole, plain file of weights
         unsafe = "weights_only" in str(error).lower() and "GLOBAL" in str(error)
         reason = "it holds more than weights and could run code" if unsafe else "it is damaged or something else"

@@ -1,0 +1,971 @@
+"""The proofs: every claim this project makes, checked against torch or against plain loops.
+
+    pytest                      # all, under a minute on two cores, offline
+    pytest -k attention         # a part, by name
+
+Equivalences are checked in float64 over many random shapes, values and gradients both;
+the order of the tests is the order of the files in the README.
+"""
+import collections
+import csv
+import hashlib
+import io
+import itertools
+import os
+import pathlib
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import threading
+import urllib.error
+
+import data  # before torch, see there
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import lstm_cell
+import sample
+import train
+from attention_lm import AttentionLM, attention
+from data import InputError, Vocabulary
+from lstm_cell import LSTM, LSTMCell
+from lstm_lm import LSTMLM
+
+MODELS = ["lstm", "cell", "attention"]
+HERE = pathlib.Path(__file__).resolve().parent
+SMALL = "--hidden-size 16 --batch-size 4 --bptt 8 --epochs 2 --lr 0.01 --device cpu --dtype float32".split()
+
+
+def make_text(sentences=400, seed=0):
+    """A text with a grammar: subjects, verbs, objects, numbers, in paragraphs of five sentences."""
+    draw = random.Random(seed)
+    who, does, what = ["the cat", "a dog", "the old man"], ["sees", "likes", "eats"], ["fish", "the sea", "bread"]
+    lines = [f"{draw.choice(who)} {draw.choice(does)} {draw.choice(what)}, {draw.randint(1, 9)} times." for _ in range(sentences)]
+    return "\n\n".join("\n".join(lines[k : k + 5]).capitalize() for k in range(0, sentences, 5))
+
+
+def make_model(name, vocab_size=11, size=6, dtype=torch.float64, seed=0, **more):
+    """A small model of each kind, in evaluation mode."""
+    torch.manual_seed(seed)
+    if name == "attention":
+        model = AttentionLM(vocab_size, size, size, **{"window": 5, **more})
+    else:
+        model = LSTMLM(vocab_size, size, size, core=name, **more)
+    return model.to(dtype).eval()
+
+
+def results_and_gradients(module, inputs, hx):
+    """A module's output, states, and the gradients into its parameters, inputs and states of one scalar."""
+    inputs = inputs.detach().clone().requires_grad_()
+    hx = None if hx is None else tuple(part.detach().clone().requires_grad_() for part in hx)
+    module.zero_grad()
+    output = module(inputs, hx)
+    flat = [output[0], *(output[1] if isinstance(output[1], tuple) else output[1:])]
+    weights = torch.Generator().manual_seed(1)
+    sum((part * torch.randn(part.shape, generator=weights, dtype=torch.float64).to(part.dtype)).sum() for part in flat).backward()
+    grads = {name: parameter.grad for name, parameter in module.named_parameters()}
+    return [*flat, inputs.grad, *(part.grad for part in hx or ()), *(grads[name] for name in sorted(grads))]
+
+
+def assert_same(ours, theirs, **tolerance):
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs):
+        torch.testing.assert_close(a, b, **(tolerance or {"rtol": 1e-10, "atol": 1e-12}))
+
+
+def shapes(count, seed, *limits):
+    """`count` random shapes, each size from 1 to its limit."""
+    draw = random.Random(seed)
+    return [tuple(draw.randint(1, limit) for limit in limits) for _ in range(count)]
+
+
+# --- lstm_cell.py ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("B, I, H", shapes(12, 0, 9, 12, 12))
+def test_cell_is_torchs_cell(B, I, H, bias):
+    torch.manual_seed(B + I + H)
+    theirs = nn.LSTMCell(I, H, bias=bias).double()
+    ours = LSTMCell(I, H, bias=bias).double()
+    ours.load_state_dict(theirs.state_dict())
+    for batch in ((B,), ()):  # batched and not
+        x, h, c = (torch.randn(*batch, size, dtype=torch.float64) for size in (I, H, H))
+        for hx in ((h, c), None):
+            assert_same(results_and_gradients(ours, x, hx), results_and_gradients(theirs, x, hx))
+
+
+def test_cell_is_drawn_as_torchs():
+    for ours, theirs in [(LSTMCell, nn.LSTMCell), (LSTM, nn.LSTM)]:
+        torch.manual_seed(3)
+        a = ours(5, 7)
+        torch.manual_seed(3)
+        b = theirs(5, 7)
+        assert list(a.state_dict()) == list(b.state_dict())
+        assert all(torch.equal(a.state_dict()[name], value) for name, value in b.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "x, h, c",
+    [
+        ((2, 3, 4), None, None),
+        ((), None, None),
+        ((2, 5), None, None),
+        ((5,), None, None),
+        ((2, 4), (3, 6), (3, 6)),
+        ((2, 4), (2, 5), (2, 5)),
+        ((2, 4), (2, 6), (2, 5)),
+        ((2, 4), (1, 2, 6), (1, 2, 6)),
+        ((4,), (5,), (5,)),
+    ],
+)
+def test_cell_refuses_what_torchs_refuses(x, h, c):
+    hx = None if h is None else (torch.zeros(h), torch.zeros(c))
+    with pytest.raises((ValueError, RuntimeError)) as theirs:
+        nn.LSTMCell(4, 6)(torch.zeros(x), hx)
+    with pytest.raises(theirs.type):
+        LSTMCell(4, 6)(torch.zeros(x), hx)
+
+
+def lstm_pair(I, H, L, bias=True, dropout=0.0, dtype=torch.float64):
+    theirs = nn.LSTM(I, H, L, bias=bias, dropout=dropout).to(dtype)
+    ours = LSTM(I, H, L, bias=bias, dropout=dropout).to(dtype)
+    ours.load_state_dict(theirs.state_dict())
+    theirs.load_state_dict(ours.state_dict())
+    return ours, theirs
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("T, B, I, H, L", shapes(15, 1, 9, 6, 9, 9, 3))
+def test_lstm_is_torchs_lstm(T, B, I, H, L, bias):
+    torch.manual_seed(T + B + I + H + L)
+    ours, theirs = lstm_pair(I, H, L, bias)
+    for batch in ((B,), ()):
+        x = torch.randn(T, *batch, I, dtype=torch.float64)
+        h, c = torch.randn(2, L, *batch, H, dtype=torch.float64)
+        for hx in ((h, c), None):
+            assert_same(results_and_gradients(ours, x, hx), results_and_gradients(theirs, x, hx))
+
+
+@pytest.mark.parametrize("T, B, I, H", shapes(8, 2, 7, 5, 7, 7))
+def test_lstm_is_the_cell_unrolled(T, B, I, H):
+    """The gradient by hand is what autograd makes of the plain cell."""
+    lstm, cell = LSTM(I, H).double(), LSTMCell(I, H).double()
+    cell.load_state_dict({name.removesuffix("_l0"): value for name, value in lstm.state_dict().items()})
+
+    class Unrolled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell = cell
+
+        def forward(self, x, hx):
+            h, c = (part[0] for part in hx)
+            outputs = []
+            for step in x:
+                h, c = cell(step, (h, c))
+                outputs.append(h)
+            return torch.stack(outputs), (h[None], c[None])
+
+    x = torch.randn(T, B, I, dtype=torch.float64)
+    hx = tuple(torch.randn(2, 1, B, H, dtype=torch.float64))
+    assert_same(results_and_gradients(lstm, x, hx), results_and_gradients(Unrolled(), x, hx))
+
+
+def test_gradcheck():
+    torch.manual_seed(0)
+    lstm, cell = LSTM(3, 4, 2).double(), LSTMCell(3, 4).double()
+    for module, x, state in [(lstm, (3, 2, 3), (2, 2, 4)), (cell, (2, 3), (2, 4))]:
+        names, values = zip(*module.named_parameters())
+        inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in (x, state, state)]
+
+        def call(x, h, c, *parameters):
+            output, rest = torch.func.functional_call(module, dict(zip(names, parameters)), (x, (h, c)))
+            return output, *(rest if isinstance(rest, tuple) else (rest,))
+
+        assert torch.autograd.gradcheck(call, (*inputs, *values))
+
+
+def test_lstm_used_twice_and_without_gradient_and_on_a_transposed_input():
+    ours, theirs = lstm_pair(4, 5, 2)
+    x = torch.randn(3, 6, 4, dtype=torch.float64).transpose(0, 1)  # not contiguous
+    both = []
+    for module in (ours, theirs):
+        module.zero_grad()
+        output, hx = module(x)
+        again, _ = module(x * 2, hx)  # the same weights twice in one graph
+        (output.sum() + again.square().sum()).backward(retain_graph=True)
+        (output.sum() + again.square().sum()).backward()  # and the same graph twice
+        both.append([output, again, *(parameter.grad for parameter in module.parameters())])
+        with torch.no_grad():
+            silent, _ = module(x)
+        assert not silent.requires_grad and torch.equal(silent, output)
+    assert_same(*both)
+
+
+def test_lstm_gradient_through_the_last_states_alone():
+    ours, theirs = lstm_pair(3, 4, 1)
+    x = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True)
+    for pick in (0, 1):
+        grads = [torch.autograd.grad(module(x)[1][pick].sum(), x)[0] for module in (ours, theirs)]
+        assert_same(grads[:1], grads[1:])
+
+
+@pytest.mark.parametrize("T, B, I, H, L", [(12, 7, 33, 64, 2), (1, 1, 16, 16, 1), (35, 20, 50, 50, 1)])
+def test_lstm_in_lower_precision(T, B, I, H, L):
+    """float32 takes oneDNN's products on a CPU, autocast takes bfloat16's; both stay near float64."""
+    torch.manual_seed(0)
+    exact, _ = lstm_pair(I, H, L)
+    x, hx = torch.randn(T, B, I, dtype=torch.float64), tuple(torch.randn(2, L, B, H, dtype=torch.float64))
+    expected = results_and_gradients(exact, x, hx)
+    single = LSTM(I, H, L)
+    single.load_state_dict(exact.state_dict())
+    near = results_and_gradients(single, x.float(), tuple(part.float() for part in hx))
+    assert_same([part.double() for part in near], expected, rtol=1e-4, atol=1e-4)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = results_and_gradients(single, x.float(), tuple(part.float() for part in hx))
+    for a, b in zip(rough, expected):
+        assert (a.double() - b).norm() < 0.03 * b.norm()
+
+
+def test_lstm_dropout_is_torchs_dropout():
+    ours, theirs = lstm_pair(4, 8, 3, dropout=0.5)
+    x = torch.randn(6, 5, 4, dtype=torch.float64)
+    outputs = []
+    for module in (ours, theirs):
+        torch.manual_seed(1)
+        outputs.append(module(x)[0])
+    assert_same(outputs[:1], outputs[1:])
+    assert not torch.equal(ours(x)[0], ours(x)[0])
+    assert torch.equal(ours.eval()(x)[0], ours(x)[0])
+
+
+def test_lstm_refuses_wrong_sizes():
+    for shape in [(0, 2, 4), (2, 2, 5), (2,), (1, 2, 3, 4)]:
+        with pytest.raises((RuntimeError, ValueError)):
+            LSTM(4, 6)(torch.zeros(shape))
+    with pytest.raises(RuntimeError):
+        LSTM(4, 6, 2)(torch.zeros(3, 2, 4), (torch.zeros(1, 2, 6), torch.zeros(1, 2, 6)))
+
+
+# --- lstm_lm.py and attention_lm.py --------------------------------------------------------
+
+
+def test_attention_is_plain_loops_and_torchs_attention():
+    for B, M, H in shapes(10, 3, 5, 9, 7):
+        h, memory = torch.randn(B, H, dtype=torch.float64), torch.randn(B, M, H, dtype=torch.float64)
+        context, weights = attention(h, memory)
+        for b in range(B):
+            scores = [sum(float(memory[b, j, k] * h[b, k]) for k in range(H)) for j in range(M)]
+            exps = [torch.tensor(score, dtype=torch.float64).exp() for score in scores]
+            for j in range(M):
+                assert abs(weights[b, j] - exps[j] / sum(exps)) < 1e-12
+            for k in range(H):
+                assert abs(context[b, k] - sum(weights[b, j] * memory[b, j, k] for j in range(M))) < 1e-12
+        theirs = F.scaled_dot_product_attention(h[:, None], memory, memory, scale=1.0)[:, 0]
+        torch.testing.assert_close(context, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_attention_over_an_empty_memory_is_zero():
+    context, weights = attention(torch.randn(3, 4), torch.zeros(3, 0, 4))
+    assert torch.equal(context, torch.zeros(3, 4)) and weights.shape == (3, 0)
+
+
+def test_attention_looks_at_the_window_before():
+    """Against the model written in loops: which states are the memory when, and what the decoder is given."""
+    model, W = make_model("attention", num_layers=2), 5
+    tokens = torch.randint(11, (2 * W + 3, 2))
+    x = model.embed(tokens)
+    states, _ = model.encoder(x)  # the encoder's state is carried: one run over the whole text
+    h = c = [torch.zeros(2, 6, dtype=torch.float64)] * 2
+    expected = []
+    for t in range(len(tokens)):
+        k = t // W * W
+        context = torch.zeros(2, 6, dtype=torch.float64)
+        if k:
+            context, _ = attention(h[1], states[k - W : k].transpose(0, 1))
+        h0, c0 = model.decoder[0](torch.cat((x[t], context), 1), (h[0], c[0]))
+        h1, c1 = model.decoder[1](h0, (h[1], c[1]))
+        h, c = [h0, h1], [c0, c1]
+        expected.append(torch.log_softmax(model.output(h1), -1))
+    assert_same([model(tokens)[0]], [torch.stack(expected)])
+
+
+def test_attention_weights_are_returned():
+    model = make_model("attention")
+    _, weights, _ = model.attend(torch.randint(11, (13, 2)))
+    assert [w.shape for w in weights] == [(2, 0)] * 5 + [(2, 5)] * 8
+    assert all(torch.allclose(w.sum(1), torch.ones(2, dtype=torch.float64)) for w in weights[5:])
+
+
+def test_the_decoders_loss_trains_the_encoder():
+    model = make_model("attention")
+    first, second = torch.randint(11, (2, 5, 3))
+    _, state = model.loss(first, first)
+    assert all(parameter.grad is None for parameter in model.encoder.parameters())
+    model.loss(second, second, tuple(part.detach() for part in state))[0].backward()  # as training does
+    for parameter in model.encoder.parameters():
+        assert parameter.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("name", MODELS)
+def test_reading_in_pieces_is_reading_at_once(name, layers):
+    """Step by step, in windows, in uneven pieces: the state carries all there is to know."""
+    model = make_model(name, num_layers=layers)
+    for trial in range(4):
+        draw = random.Random(trial)
+        tokens = torch.randint(11, (23, 3), generator=torch.Generator().manual_seed(trial))
+        expected, last = model(tokens)
+        pieces = [1] * 23 if trial == 0 else [5] * 4 + [3] if trial == 1 else [draw.randint(1, 9) for _ in range(23)]
+        state, outputs, position = None, [], 0
+        for piece in pieces:
+            if position < 23:
+                log_probs, state = model(tokens[position : position + piece], state)
+                outputs.append(log_probs)
+                position += piece
+        assert_same([torch.cat(outputs), *state], [expected, *last])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_no_model_sees_the_future(name):
+    model, tokens = make_model(name), torch.randint(11, (17, 1))
+    expected = model(tokens)[0]
+    for t in range(1, 17):
+        changed = tokens.clone()
+        changed[t:] = (changed[t:] + 1) % 11
+        assert torch.equal(model(changed)[0][:t], expected[:t])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_streams_do_not_mix(name):
+    model, tokens = make_model(name), torch.randint(11, (12, 3))
+    alone = torch.cat([model(tokens[:, b : b + 1])[0] for b in range(3)], 1)
+    assert_same([model(tokens)[0]], [alone])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_one_hot_is_an_embedding(name):
+    """W_ih of one-hot input is W_ih E^T of an embedding E: the same function."""
+    by_lookup, by_vector = make_model(name), make_model(name, input="one-hot")
+    weights = by_lookup.state_dict()
+    E = weights.pop("embedding.weight")  # (V, E)
+    for key in weights:
+        if "weight_ih" in key and "encoder" in key or "core.weight_ih" in key:
+            weights[key] = weights[key] @ E.t()
+        if key == "decoder.0.weight_ih":
+            weights[key] = torch.cat((weights[key][:, :6] @ E.t(), weights[key][:, 6:]), 1)
+    by_vector.load_state_dict(weights)
+    tokens = torch.randint(11, (12, 2))
+    assert_same([by_vector(tokens)[0]], [by_lookup(tokens)[0]])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_log_probabilities_and_loss(name):
+    for vocab_size in (11, 2**20):  # the second has fewer rows a part than a window
+        model = make_model(name, vocab_size, size=2)
+        input, target = torch.randint(vocab_size, (2, 3, 2))
+        log_probs, _ = model(input)
+        assert log_probs.shape == (3, 2, vocab_size)
+        torch.testing.assert_close(log_probs.exp().sum(-1), torch.ones(3, 2, dtype=torch.float64))
+        expected = F.nll_loss(log_probs.flatten(0, 1), target.flatten())
+        assert_same([model.loss(input, target)[0]], [expected])
+
+
+def test_tied_weights_are_one_matrix():
+    for name in MODELS:
+        tied, free = make_model(name, tie_weights=True), make_model(name)
+        assert tied.embedding.weight is tied.output.weight
+        assert sum(p.numel() for p in free.parameters()) - sum(p.numel() for p in tied.parameters()) == 11 * 6
+        with pytest.raises(ValueError, match="one-hot"):
+            make_model(name, input="one-hot", tie_weights=True)
+    with pytest.raises(ValueError, match="equal sizes"):
+        LSTMLM(11, 5, 6, tie_weights=True)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_dropout_is_off_in_evaluation_and_on_in_training(name):
+    model, tokens = make_model(name, num_layers=2, dropout=0.5), torch.randint(11, (8, 2))
+    assert torch.equal(model(tokens)[0], model(tokens)[0])
+    model.train()
+    assert not torch.equal(model(tokens)[0], model(tokens)[0])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_overfits_a_tiny_text(name):
+    tokens = torch.randint(11, (41, 1), generator=torch.Generator().manual_seed(0))
+    model = make_model(name, size=32, dtype=torch.float32).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
+    for _ in range(120):
+        optimizer.zero_grad()
+        loss, _ = model.loss(tokens[:-1], tokens[1:])
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.05
+    made = torch.cat(list(sample.generate(model.eval(), tokens[:5, 0], 30)))
+    assert torch.equal(made, tokens[5:35, 0])  # it has learned it by heart
+
+
+# --- data.py -------------------------------------------------------------------------------
+
+
+def test_normalisation():
+    text = "Don't panic! Call  os.path.join('a', 3.14)\nnow, e.g. for 1,000 files.\n----\n>>> x == y\n* An “item”."
+    assert data.normalise(text) == [
+        ["don't", "panic", "!"],
+        "call os . path . join ( ' a ' , N ) now , e . g . for N files .".split(),
+        ">>> x == y".split(),
+        '* an " item " .'.split(),
+    ]
+    assert data.tokenise("A b.\n\nC", "text") == ["a", "b", ".", "<eos>", "c", "<eos>"]
+    assert data.tokenise("a N <unk>\nB c\n", "lines") == ["a", "N", "<unk>", "<eos>", "B", "c", "<eos>"]
+    assert data.tokenise("Ab\n", "chars") == ["A", "b", "\n"]
+
+
+def test_text_reads_as_text_again():
+    text = "the file (see os.path) can't be \"read-only\", or 'empty'.\nis it?\nyes: [a, b]\n"
+    for form in ("text", "chars"):
+        assert "".join(data.detokenise(data.tokenise(text, form), form)) == text
+    endless = data.detokenise(itertools.cycle(["a", "."]), "text")
+    assert [next(endless) for _ in range(3)] == ["a", ".", "a"]  # a piece for each token, as it comes
+
+
+def test_vocabulary():
+    train_tokens = "b b b a a c <eos> <eos>".split()
+    vocabulary = Vocabulary.build(train_tokens, "text", min_count=2)
+    assert vocabulary.index2word == ["b", "<eos>", "a", "<unk>"]  # by frequency, then by name
+    assert vocabulary.encode(["a", "c", "B", "zebra"]).tolist() == [2, 3, 0, 3]
+    assert Vocabulary.build(train_tokens, "text", max_size=3).index2word == ["<unk>", "b", "<eos>"]
+    draw = random.Random(0)
+    for _ in range(20):
+        tokens = [str(int(draw.expovariate(0.1))) for _ in range(300)] + ["<eos>"]
+        vocabulary = Vocabulary.build(tokens, "text", min_count=draw.randint(1, 4), max_size=draw.choice([None, 9]))
+        assert [vocabulary.word2index[word] for word in vocabulary.index2word] == list(range(len(vocabulary)))
+        encoded = vocabulary.encode(tokens)
+        counts = torch.bincount(encoded, minlength=len(vocabulary))
+        assert (counts[:-1] >= counts[1:]).all()
+        for token, back in zip(tokens, vocabulary.decode(encoded)):
+            assert back in (token, "<unk>")
+    assert "\n" in Vocabulary.build("a\nb", "chars").index2word
+
+
+def test_splits_are_contiguous_and_cut_no_document():
+    for seed in range(30):
+        draw = random.Random(seed)
+        documents = [f"{k}:" + "x" * draw.randint(0, 50) for k in range(draw.randint(20, 60))]
+        parts = data.split_documents(documents)
+        assert sum(parts, []) == documents and all(parts)
+        length = sum(map(len, documents))
+        assert abs(len("".join(parts[0])) / length - 0.8) < 0.15
+    for text in (make_text(), make_text().replace("\n\n", "\n"), "word " * 100):
+        assert "".join(data.documents_of(text)) == text
+
+
+def test_pairs_and_streams_and_windows():
+    for seed in range(30):
+        draw = random.Random(seed)
+        N, B, T = draw.randint(20, 200), draw.randint(1, 9), draw.randint(1, 12)
+        tokens = torch.arange(1, N + 1)
+        input, target = data.pairs(tokens, start=0)
+        assert target.tolist() == list(range(1, N + 1)) and torch.equal(input, target - 1)
+        x, y = data.streams(input, B), data.streams(target, B)
+        assert torch.equal(y, x + 1) and len(y) == N // B
+        assert torch.equal(y.t().flatten(), target[: N // B * B])  # streams are contiguous, in order
+        cut = list(data.windows(x, y, T))
+        assert torch.equal(torch.cat([a for a, _ in cut]), x) and torch.equal(torch.cat([b for _, b in cut]), y)
+        assert all(len(a) == T for a, _ in cut[:-1]) and all(a.shape == b.shape for a, b in cut)
+    with pytest.raises(InputError, match="larger than the corpus"):
+        data.streams(torch.arange(3), 4)
+
+
+def test_the_docstrings_example():
+    """The picture in data.py's docstring is what happens."""
+    tokens = data.tokenise("A cat sat. It slept.", "text")
+    vocabulary = Vocabulary.build(tokens, "text")
+    relabelled = {"<eos>": 0, ".": 1, "a": 2, "cat": 3, "sat": 4, "it": 5, "slept": 6}
+    assert {vocabulary.index(word) for word in ("<eos>", ".")} == {0, 1}
+    ids = torch.tensor([relabelled[token] for token in tokens])
+    input, target = data.pairs(ids, 0)
+    assert ids.tolist() == [2, 3, 4, 1, 0, 5, 6, 1, 0] and input.tolist() == [0, 2, 3, 4, 1, 0, 5, 6, 1]
+    assert data.streams(input, 2).tolist() == [[0, 1], [2, 0], [3, 5], [4, 6]]
+    assert data.streams(target, 2).tolist() == [[2, 0], [3, 5], [4, 6], [1, 1]]
+
+
+def test_the_built_in_corpus(monkeypatch):
+    again = data.read_splits("python-docs")
+    monkeypatch.setattr(data, "read_splits", lambda name: again)  # reading takes some seconds: once will do
+    corpus = data.load_corpus("python-docs")
+    assert len(corpus.train) > 200_000 and len(corpus.valid) > 20_000 and len(corpus.test) > 20_000
+    assert torch.equal(corpus.test, corpus.vocabulary.encode(data.tokenise(again[2], "text")))
+    paragraphs = [" ".join(paragraph.split()) for text in again for paragraph in text.split("\n\n") if paragraph.strip()]
+    assert len(paragraphs) > 10_000 and len(set(paragraphs)) == len(paragraphs)  # nothing occurs twice, in no two splits
+
+
+def test_vocabulary_and_splits_come_from_the_right_text(tmp_path):
+    for split, word in zip(data.SPLITS, ("apple", "banana", "cherry")):
+        (tmp_path / f"my.{split}.txt").write_text(f"The {word} is here.\n" * 20)
+    corpus = data.load_corpus(str(tmp_path))
+    assert "apple" in corpus.vocabulary.word2index and "cherry" not in corpus.vocabulary.word2index
+    assert corpus.vocabulary.decode(corpus.test[:3]) == ["the", "<unk>", "is"]
+    for split in data.SPLITS:  # already normalised: nothing is changed but <eos> added
+        (tmp_path / f"my.{split}.txt").write_text(" Mr. <unk> has N x\n" * 10)
+    corpus = data.load_corpus(str(tmp_path))
+    assert corpus.vocabulary.form == "lines"
+    assert corpus.vocabulary.decode(corpus.test[:6]) == ["Mr.", "<unk>", "has", "N", "x", "<eos>"]
+
+
+def test_kneser_ney_sums_to_one_and_learns():
+    draw = random.Random(0)
+    tokens = [draw.randrange(6) for _ in range(300)]
+    for order in (1, 2, 3):
+        for context in ([0, 1], [5, 5]):
+            total = 0.0
+            for word in range(6):
+                text = [*context, word]
+                whole = data.kneser_ney(tokens, text, order, 6) ** 3
+                total += data.kneser_ney(tokens, context, order, 6) ** 2 / whole
+            assert abs(total - 1) < 1e-9
+    assert data.kneser_ney([0, 1] * 50, [0, 1] * 20, 2, 2) < 1.2
+
+
+def serve(monkeypatch, files):
+    """Let `urlopen` answer from a dict {end of the address: bytes}."""
+
+    def urlopen(address, timeout):
+        for end, content in files.items():
+            if address.endswith(end):
+                response = io.BytesIO(content)
+                response.headers = {"Content-Length": str(len(content))}
+                return response
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(data.urllib.request, "urlopen", urlopen)
+
+
+def test_download_is_checked_cached_and_atomic(monkeypatch, tmp_path):
+    monkeypatch.setattr(data, "CACHE", tmp_path)
+    text = make_text().encode()
+    monkeypatch.setitem(data.DOWNLOADS, "shakespeare", ("http://x/", {"input.txt": hashlib.sha256(text).hexdigest()}))
+    serve(monkeypatch, {})
+    with pytest.raises(InputError, match=r"no network.*save it as .*input\.txt"):
+        data.load_corpus("shakespeare")
+    serve(monkeypatch, {"input.txt": text + b"!"})
+    with pytest.raises(InputError, match="SHA-256"):
+        data.load_corpus("shakespeare")
+    assert not list(tmp_path.rglob("*.txt*"))
+    serve(monkeypatch, {"input.txt": text})
+    corpus = data.load_corpus("shakespeare")
+    serve(monkeypatch, {})
+    assert torch.equal(data.load_corpus("shakespeare").train, corpus.train)  # from the cache, offline
+    [path] = tmp_path.rglob("*.txt")
+    path.write_text("damaged")
+    with pytest.raises(InputError, match="delete it"):
+        data.load_corpus("shakespeare")
+
+
+# --- sample.py -----------------------------------------------------------------------------
+
+
+def test_greedy_and_temperature():
+    log_probs = torch.log_softmax(torch.randn(4, 30, dtype=torch.float64), -1)
+    best = log_probs.argmax(-1)
+    assert torch.equal(sample.choose(log_probs), best)
+    for seed in range(20):  # temperature -> 0 tends to greedy, and one of one is the best
+        generator = torch.Generator().manual_seed(seed)
+        assert torch.equal(sample.choose(log_probs, temperature=1e-4, generator=generator), best)
+        assert torch.equal(sample.choose(log_probs, temperature=1.0, top_k=1, generator=generator), best)
+        assert torch.equal(sample.choose(log_probs, temperature=1.0, top_p=1e-9, generator=generator), best)
+    for temperature in (0.5, 1.0, 2.0):  # draws follow P^(1/t)
+        rows = log_probs[:1].expand(40_000, -1)
+        drawn = sample.choose(rows, temperature=temperature, generator=torch.Generator().manual_seed(0))
+        expected = torch.softmax(log_probs[0] / temperature, -1)
+        seen = torch.bincount(drawn, minlength=30) / 40_000
+        assert (seen - expected).abs().max() < 0.01
+
+
+def test_top_k_and_top_p_keep_the_right_tokens():
+    p = torch.tensor([[0.1, 0.4, 0.05, 0.25, 0.2]]).log().expand(5000, -1)
+    kept = lambda **how: set(sample.choose(p, temperature=1.0, generator=torch.Generator().manual_seed(0), **how).tolist())
+    assert kept(top_k=2) == {1, 3} and kept(top_k=99) == {0, 1, 2, 3, 4}
+    assert kept(top_p=0.39) == {1} and kept(top_p=0.41) == {1, 3} and kept(top_p=0.9) == {0, 1, 3, 4}
+    assert kept(top_k=3, top_p=0.6) == {1, 3}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_generation(name):
+    model, prompt = make_model(name), torch.tensor([1, 2, 3])
+    greedy = torch.cat(list(sample.generate(model, prompt, 12)))
+    text = prompt
+    for token in greedy:  # against a forward of the whole text for each token
+        assert token == model(text[:, None])[0][-1, 0].argmax()
+        text = torch.cat((text, token[None]))
+    assert torch.equal(greedy, torch.cat(list(sample.generate(model, prompt, 12))))
+    assert not torch.isin(greedy[0], torch.cat(list(sample.generate(model, prompt, 12, never=[int(greedy[0])]))))
+
+    def draw(seed):
+        generator = torch.Generator().manual_seed(seed)
+        return torch.stack(list(sample.generate(model, prompt, 12, samples=5, generator=generator, temperature=1.0)))
+
+    assert draw(0).shape == (12, 5)
+    assert torch.equal(draw(0), draw(0)) and not torch.equal(draw(0), draw(1))
+
+
+# --- train.py ------------------------------------------------------------------------------
+
+
+class Uniform(nn.Module):
+    """Every token equally probable; counts the targets it is asked for."""
+
+    def __init__(self, vocab_size):
+        super().__init__()
+        self.vocab_size, self.seen = vocab_size, collections.Counter()
+
+    def loss(self, input, target, state=None):
+        self.seen.update(target.flatten().tolist())
+        return torch.tensor(float(self.vocab_size)).log(), state
+
+
+def test_perplexity_counts_every_token_once():
+    for N in (10, 256, 257, 1000):
+        uniform = Uniform(50)
+        assert abs(train.perplexity(train.evaluate(uniform, torch.arange(N), start=0)) - 50) < 1e-4
+        assert uniform.seen == collections.Counter(range(N))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_perplexity_is_independent_of_batch_and_chunk(name):
+    model, tokens = make_model(name), torch.randint(11, (101,))
+    input = torch.cat((torch.tensor([3]), tokens[:-1]))
+    log_probs, _ = model(input[:, None])
+    expected = F.nll_loss(log_probs[:, 0], tokens).item()
+    for chunk in (1, 7, 100, 256):
+        assert abs(train.evaluate(model, tokens, 3, chunk) - expected) < 1e-12
+    assert train.perplexity(0.0) == 1 and train.perplexity(1e9) == float("inf")
+
+
+@pytest.fixture(scope="session")
+def corpus_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("corpus") / "text.txt"
+    path.write_text(make_text())
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, corpus_file):
+    """A small run of each model -> {name: (folder, main's results, what it printed)}."""
+    runs = {}
+    for name in MODELS:
+        out = tmp_path_factory.mktemp(name)
+        printed = io.StringIO()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "stdout", printed)
+            results = train.main(["--model", name, "--data", corpus_file, "--out", str(out), *SMALL])
+        runs[name] = out, results, printed.getvalue()
+    return runs
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_training_end_to_end(trained, name, corpus_file):
+    out, results, printed = trained[name]
+    assert results["test_ppl"] < 12  # the text's grammar leaves about 3 choices, its words are 20
+    assert f"test perplexity {results['test_ppl']:.2f}" in printed
+    assert len(printed.split("test perplexity")[1].split()) > 20  # and a sample after it
+    rows = list(csv.DictReader(open(out / "log.csv")))
+    assert list(rows[0]) == "step,epoch,seconds,tokens_per_second,train_loss,valid_loss,valid_ppl".split(",")
+    assert len(rows) == 2 and float(rows[-1]["valid_ppl"]) < float(rows[0]["valid_ppl"])
+    model, vocabulary, checkpoint = sample.load_checkpoint(out / "checkpoint.pt")
+    corpus = data.load_corpus(corpus_file)
+    assert checkpoint["results"]["test_ppl"] == results["test_ppl"]
+    assert vocabulary.index2word == corpus.vocabulary.index2word
+    nats = train.evaluate(model, corpus.test, vocabulary.start)  # the round trip loses nothing
+    assert train.perplexity(nats) == pytest.approx(results["test_ppl"], rel=1e-6)
+
+
+def test_cell_and_lstm_open_each_others_checkpoints(trained, corpus_file):
+    tokens = data.load_corpus(corpus_file).test
+    for name, other in [("cell", "lstm"), ("lstm", "cell")]:
+        path = trained[name][0] / "checkpoint.pt"
+        own, other = (sample.load_checkpoint(path, model=core)[0] for core in (name, other))
+        assert type(own.core) is not type(other.core)
+        a, b = (train.evaluate(model, tokens, 0) for model in (own, other))
+        assert abs(a - b) < 1e-5
+
+
+def test_seeds_repeat_and_matter(corpus_file, tmp_path):
+    ppl = [
+        train.main(["--data", corpus_file, "--out", str(tmp_path), "--seed", seed, "--epochs", "1", *SMALL[:6], "--device", "cpu"])["test_ppl"]
+        for seed in ("1", "1", "2")
+    ]
+    assert ppl[0] == ppl[1] != ppl[2]
+    assert (tmp_path / "checkpoint.previous.pt").exists()  # an earlier run's best is not lost
+
+
+def interrupt_at(monkeypatch, step):
+    """Ctrl-C during training's optimizer step number `step`."""
+    count, real = itertools.count(1), torch.optim.AdamW.step
+
+    def stepping(self, *args, **kwargs):
+        if next(count) == step:
+            signal.raise_signal(signal.SIGINT)
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", stepping)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_ctrl_c_and_resume_lose_nothing(name, trained, corpus_file, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 60)  # in the middle of the first epoch, where the state is carried
+        train.main(["--model", name, "--data", corpus_file, "--out", str(tmp_path), *SMALL])
+    printed = capsys.readouterr().out
+    assert f"train.py --resume {tmp_path}" in printed and "test perplexity" in printed
+    resumed = train.main(["--resume", str(tmp_path)])
+    assert resumed["test_ppl"] == pytest.approx(trained[name][1]["test_ppl"], rel=1e-6)
+    steps = [int(row["step"]) for row in csv.DictReader(open(tmp_path / "log.csv"))]
+    assert steps[0] == 60 and steps == sorted(set(steps))
+
+
+def test_resume_refuses_another_model_or_text(trained, tmp_path):
+    folder = str(trained["cell"][0])
+    for flags, message in [
+        (["--hidden-size", "17"], "--hidden-size 16, not 17"),
+        (["--model", "attention"], "--model cell"),
+        (["--data", "ptb"], "--data"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            train.main(["--resume", folder, *flags])
+    with pytest.raises(InputError, match="nothing to resume"):
+        train.main(["--resume", str(tmp_path)])
+
+
+def test_training_stops_at_the_target_and_at_the_time(corpus_file, tmp_path, capsys):
+    flags = ["--data", corpus_file, "--out", str(tmp_path), *SMALL]
+    assert train.main([*flags, "--epochs", "500", "--target-ppl", "9"])["valid_ppl"] <= 9
+    train.main([*flags, "--epochs", "100000", "--minutes", "0.03"])
+    rows = list(csv.DictReader(open(tmp_path / "log.csv")))
+    assert 1.5 < float(rows[-1]["seconds"]) < 15  # 1.8 s and the validation after
+
+
+def test_a_loss_that_is_no_number_keeps_the_best(corpus_file, tmp_path, monkeypatch):
+    out, count, real = tmp_path / "out", itertools.count(1), LSTMLM.loss
+
+    def loss(self, *args):
+        value, state = real(self, *args)
+        return (value * float("nan") if self.training and next(count) == 150 else value), state
+
+    monkeypatch.setattr(LSTMLM, "loss", loss)
+    with pytest.raises(InputError, match="the loss became nan by step .*--lr.*checkpoint.pt"):
+        train.main(["--data", corpus_file, "--out", str(out), *SMALL])
+    model, _, _ = sample.load_checkpoint(out / "checkpoint.pt")
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    assert all(value.isfinite().all() for value in sample.read_checkpoint(out / "resume.pt")["weights"].values())
+
+
+def test_training_works_outside_the_main_thread(corpus_file, tmp_path):
+    results = {}
+    flags = ["--data", corpus_file, "--out", str(tmp_path), *SMALL, "--epochs", "1"]
+    thread = threading.Thread(target=lambda: results.update(train.main(flags)))
+    thread.start()
+    thread.join()
+    assert results["test_ppl"] > 1
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_char_level_and_one_hot(name, tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text(make_text(100))
+    flags = ["--model", name, "--data", str(text), "--out", str(tmp_path / "out"), "--level", "char", "--input", "one-hot"]
+    results = train.main([*flags, *SMALL])
+    assert results["test_ppl"] < 15 and "nats per character" in capsys.readouterr().out
+
+
+def test_learning_rate_schedule():
+    rates = [train.schedule(k / 1000) for k in range(1001)]
+    peak = max(rates)
+    assert 0.99 < peak <= 1 and 0 < rates[0] < 0.05 and rates[-1] == pytest.approx(0, abs=1e-9)
+    top = rates.index(peak)
+    assert rates[:top] == sorted(rates[:top]) and rates[top:] == sorted(rates[top:], reverse=True)
+
+
+# --- The command line ----------------------------------------------------------------------
+
+
+def command(*words, input=None, cwd=HERE):
+    return subprocess.run([sys.executable, *map(str, words)], cwd=cwd, input=input, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_commands_run_without_a_warning(name, corpus_file, tmp_path):
+    ran = command(HERE / "train.py", "--model", name, "--data", corpus_file, *SMALL, cwd=tmp_path)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "\r" not in ran.stdout  # plain lines where there is no terminal
+    path = tmp_path / "out" / name / "checkpoint.pt"
+    ran = command(HERE / "sample.py", path, "--prompt", "-", "--tokens", "9", input="The cat")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout.startswith("the cat ")
+
+
+def sampled(capsys, *words):
+    sample.main([str(word) for word in words])
+    return capsys.readouterr()
+
+
+def test_sampling_from_the_command_line(trained, capsys):
+    paths = [trained[name][0] / "checkpoint.pt" for name in MODELS]
+    alone = sampled(capsys, paths[0], "--prompt", "the zebra", "--greedy", "--tokens", 12)
+    assert "does not know zebra" in alone.err and alone.out.startswith("the zebra ")
+    assert alone.out == sampled(capsys, paths[0], "--prompt", "the zebra", "--greedy", "--tokens", 12).out
+    drawn = [sampled(capsys, paths[1], "--seed", seed, "--temperature", 1).out for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    several = sampled(capsys, paths[2], "--num-samples", 3, "--prompt", "a dog", "--tokens", 9).out
+    assert several.count("a dog") >= 3
+
+
+def test_the_comparison_shows_checkpoints_side_by_side(trained, capsys, monkeypatch):
+    paths = [trained[name][0] / "checkpoint.pt" for name in MODELS]
+    monkeypatch.setenv("COLUMNS", "120")
+    flags = ["--prompt", "the cat", "--prompt", "a dog", "--greedy", "--temperature", 0.5, 1, "--tokens", 20]
+    shown = sampled(capsys, *paths, *flags).out
+    assert shown.count("===") == 2 * 2 * 3  # two prompts, three ways to decode
+    assert all(f"{trained[name][1]['test_ppl']:.2f}" in shown for name in MODELS)
+    assert max(map(len, shown.splitlines())) <= 120
+    assert any(line.count("the cat") == 3 for line in shown.splitlines())
+    assert all(len(row) <= 40 for row in sample.compare([("a", "b c " * 30), ("d", "e " * 50)], 40).splitlines() if " | " in row)
+
+
+def test_attention_can_be_looked_at(trained, capsys, tmp_path):
+    path, picture = trained["attention"][0] / "checkpoint.pt", tmp_path / "a.svg"
+    shown = sampled(capsys, path, "--tokens", 30, "--greedy", "--show-attention", picture).out
+    assert shown.count("the memory:") == 3  # 30 words in windows of 8: the first has no memory
+    svg = picture.read_text()
+    import xml.etree.ElementTree
+
+    root = xml.etree.ElementTree.fromstring(svg)
+    assert len([element for element in root.iter() if element.tag.endswith("rect")]) == 1 + 8 * (30 - 8)
+    model, vocabulary, _ = sample.load_checkpoint(path)
+    words = vocabulary.decode(torch.randint(len(vocabulary), (30,)))
+    for memory, rows in sample.attention_windows(model, vocabulary, words):
+        assert len(memory) == 8 and all(abs(sum(weights) - 1) < 1e-5 for _, weights in rows)
+    with pytest.raises(InputError, match="memory is empty"):
+        sampled(capsys, path, "--tokens", 5, "--show-attention")
+    with pytest.raises(InputError, match="has no attention"):
+        sampled(capsys, trained["cell"][0] / "checkpoint.pt", "--show-attention")
+
+
+class Harmful:
+    def __reduce__(self):
+        return os.mkdir, ("harm",)
+
+
+BAD_TRAINING = {
+    "missing": (["--data", "nowhere.txt"], "no corpus nowhere.txt"),
+    "empty": (["--data", "empty.txt"], "empty.txt is empty"),
+    "binary": (["--data", "binary.txt"], r"binary \(byte 5 is zero\)"),
+    "latin1": (["--data", "latin1.txt"], "not UTF-8: byte 3 is 0xe9"),
+    "short": (["--data", "short.txt"], "too short"),
+    "folder": (["--data", "folder"], "0 files with 'valid'"),
+    "bptt": (["--bptt", "0"], "--bptt.*at least 1"),
+    "hidden": (["--hidden-size", "-3"], "--hidden-size.*at least 1"),
+    "dropout": (["--dropout", "1"], "--dropout.*at most"),
+    "lr": (["--lr", "much"], "--lr.*not a number"),
+    "batch": (["--batch-size", "100000"], "larger than the corpus"),
+    "tie": (["--tie-weights", "--embedding-size", "5"], "equal sizes"),
+    "tie one-hot": (["--tie-weights", "--input", "one-hot"], "one-hot"),
+    "device": (["--device", "cuda:7"], "no device cuda:7"),
+    "device name": (["--device", "toaster"], "no device toaster"),
+    "out": (["--out", "good.txt"], "cannot be written"),
+    "resume": (["--resume", "folder"], "nothing to resume"),
+    "flag": (["--no-such-flag"], "--no-such-flag"),
+    "model": (["--model", "gru"], "gru"),
+}
+
+
+@pytest.fixture(scope="session")
+def bad_folder(tmp_path_factory, trained):
+    folder = tmp_path_factory.mktemp("bad")
+    (folder / "good.txt").write_text(make_text())
+    (folder / "empty.txt").write_text(" \n")
+    (folder / "binary.txt").write_bytes(b"text \0 more")
+    (folder / "latin1.txt").write_bytes("caf\xe9".encode("latin1") * 50)
+    (folder / "short.txt").write_text("Too short.")
+    (folder / "folder").mkdir()
+    (folder / "folder" / "train.txt").write_text(make_text())
+    good = (trained["cell"][0] / "checkpoint.pt").read_bytes()
+    (folder / "truncated.pt").write_bytes(good[: len(good) // 2])
+    (folder / "text.pt").write_text("not a checkpoint")
+    (folder / "harmful.pt").write_bytes(pickle.dumps(Harmful()))
+    torch.save({"a": Harmful()}, folder / "harmful2.pt")
+    torch.save({"weights": torch.zeros(3)}, folder / "other.pt")
+    contents = sample.read_checkpoint(trained["cell"][0] / "checkpoint.pt")
+    torch.save({**contents, "settings": {**contents["settings"], "hidden_size": 99, "embedding_size": 99}}, folder / "misfit.pt")
+    torch.save(contents, folder / "good.pt")
+    return folder
+
+
+@pytest.mark.parametrize("case", BAD_TRAINING)
+def test_bad_training_input_gets_one_clear_line(case, bad_folder, monkeypatch):
+    monkeypatch.chdir(bad_folder)
+    flags, message = BAD_TRAINING[case]
+    default = [] if "--data" in flags else ["--data", "good.txt"]
+    with pytest.raises(InputError, match=message) as raised:
+        train.main([*SMALL, *default, *flags])
+    assert "\n" not in str(raised.value)
+    assert not list(bad_folder.rglob("log.csv"))
+
+
+BAD_SAMPLING = {
+    "missing": (["nowhere.pt"], "nowhere.pt cannot be read"),
+    "folder": (["folder"], "cannot be read"),
+    "truncated": (["truncated.pt"], "damaged"),
+    "text": (["text.pt"], "damaged or something else"),
+    "harmful": (["harmful.pt"], "not a checkpoint"),
+    "harmful2": (["harmful2.pt"], "could run code"),
+    "other": (["other.pt"], "no settings"),
+    "misfit": (["misfit.pt"], "does not fit"),
+    "prompt": (["good.pt", "--prompt", "  "], "prompt is empty"),
+    "temperature": (["good.pt", "--temperature", "0"], "--temperature.*above 0"),
+    "negative": (["good.pt", "--temperature", "-1"], "--temperature"),
+    "nan": (["good.pt", "--temperature", "nan"], "--temperature"),
+    "top-k": (["good.pt", "--top-k", "0"], "--top-k.*at least 1"),
+    "top-p": (["good.pt", "--top-p", "1.5"], "--top-p.*at most 1"),
+    "tokens": (["good.pt", "--tokens", "0"], "--tokens.*at least 1"),
+    "device": (["good.pt", "--device", "cuda:7"], "no device"),
+    "nothing": ([], "checkpoint"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SAMPLING)
+def test_bad_sampling_input_gets_one_clear_line(case, bad_folder, monkeypatch):
+    monkeypatch.chdir(bad_folder)
+    flags, message = BAD_SAMPLING[case]
+    with pytest.raises(InputError, match=message) as raised:
+        sample.main(flags)
+    assert "\n" not in str(raised.value)
+    assert not (bad_folder / "harm").exists()  # nothing in a file was run
+
+
+def test_errors_leave_with_code_2_and_one_line(bad_folder, monkeypatch, capsys):
+    ran = command(HERE / "train.py", "--bptt", "0", cwd=bad_folder)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr.startswith("error: ") and ran.stderr.count("\n") == 1
+    monkeypatch.chdir(bad_folder)
+    for script, flags in [(sample, ["text.pt"]), (data, ["nowhere.txt"])]:
+        with pytest.raises(SystemExit) as raised:
+            data.run(lambda: script.main(flags))
+        shown = capsys.readouterr()
+        assert raised.value.code == 2 and shown.out == ""
+        assert shown.err.startswith("error: ") and shown.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("script", [data, sample, train])
+def test_help_groups_flags_and_states_defaults(script, capsys):
+    with pytest.raises(SystemExit) as raised:
+        script.main(["--help"])
+    shown = capsys.readouterr().out
+    assert raised.value.code == 0 and shown.startswith("usage:")
+    if script is train:
+        for words in ("corpus:", "model:", "training:", "machine and files:", "(python-docs)", "(cell)"):
+            assert words in shown
