@@ -41,10 +41,11 @@ def attention(h, memory):
 
     It is `F.scaled_dot_product_attention` with one query and a scale of 1.
     """
-    scores = torch.bmm(memory, h[:, :, None])  # (B, M, 1)
-    weights = torch.softmax(scores, dim=1)  # (B, M, 1)
-    context = torch.bmm(weights.transpose(1, 2), memory)  # (B, 1, H)
-    return context[:, 0], weights[:, :, 0]
+    with torch.autocast(h.device.type, enabled=False):  # casting the memory at every step costs more than it saves
+        scores = torch.bmm(h[:, None], memory.transpose(1, 2))  # (B, 1, M)
+        weights = torch.softmax(scores, dim=-1)  # (B, 1, M)
+        context = torch.bmm(weights, memory)  # (B, 1, H)
+    return context[:, 0], weights[:, 0]
 
 
 class AttentionLM(LanguageModel):
@@ -85,19 +86,20 @@ class AttentionLM(LanguageModel):
             zeros = self.output.weight.new_zeros(self.num_layers, input.shape[1], self.hidden_size)
             state = (input[:0], zeros[0, :, None][:, :0], zeros, zeros, zeros, zeros)
         tokens, memory, h_enc, c_enc, h_dec, c_dec = state
-        h, c = list(h_dec), list(c_dec)  # per layer (B, H)
+        h, c = list(h_dec), list(c_dec)  # a (B, H) for each layer
+        between = self.drop(torch.ones_like(h_dec[:1]))[0]  # (B, H), the dropout between layers
         outputs, weights = [], []
         while len(input):
             if len(tokens) == self.window:  # it is full: it becomes the memory
                 states, (h_enc, c_enc) = self.encoder(self.embed(tokens), (h_enc, c_enc))  # (W, B, H)
-                memory, tokens = states.transpose(0, 1), tokens[:0]  # (B, W, H)
+                memory, tokens = states.transpose(0, 1).contiguous(), tokens[:0]  # (B, W, H)
             now, input = input.tensor_split([self.window - len(tokens)])
             tokens = torch.cat((tokens, now))
             for x in self.embed(now):  # (B, E)
                 context, a = attention(h[-1], memory)  # (B, H), (B, M)
                 x = torch.cat((x, context), dim=-1)  # (B, E + H)
                 for layer, cell in enumerate(self.decoder):
-                    x = self.dropout(x) if layer else x
+                    x = x * between if layer else x
                     h[layer], c[layer] = cell(x, (h[layer], c[layer]))
                     x = h[layer]
                 outputs.append(x)

@@ -77,6 +77,22 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message} (python {self.prog} --help lists what there is)")
 
 
+def number(kind, low, high=None, open_low=False):
+    """An argparse type: a number of this kind from `low` (or above it, if open_low) to `high`."""
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text} is not a number of type {kind.__name__}") from None
+        if not (value > low if open_low else value >= low) or (high is not None and value > high):
+            bounds = ("above " if open_low else "at least ") + str(low) + (f" and at most {high}" if high else "")
+            raise argparse.ArgumentTypeError(f"{text} is out of range: it must be {bounds}")
+        return value
+
+    return parse
+
+
 def run(main):
     """Run a script's `main`: an `InputError` becomes one line on stderr and exit code 2."""
     try:
@@ -455,8 +471,10 @@ def add_corpus_flags(parser):
     """The flags that say which text and in which form, for this script and for train.py."""
     group = parser.add_argument_group("corpus")
     group.add_argument("--level", choices=["word", "char"], default="word", help="what a token is (%(default)s)")
-    group.add_argument("--min-count", type=int, default=3, help="words rarer in training are <unk> (%(default)s)")
-    group.add_argument("--vocab-size", type=int, help="keep at most so many words (all)")
+    group.add_argument(
+        "--min-count", type=number(int, 1), metavar="N", default=3, help="words rarer in training are <unk> (%(default)s)"
+    )
+    group.add_argument("--vocab-size", type=number(int, 2), metavar="N", help="keep at most so many words (all)")
     return group
 
 
@@ -464,7 +482,7 @@ def main(argv=None):
     parser = Parser(description=inspect.cleandoc(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="?", default="python-docs", help="name, file or folder (%(default)s)")
     add_corpus_flags(parser)
-    parser.add_argument("--ngram", type=int, metavar="N", help="also test an interpolated Kneser-Ney N-gram")
+    parser.add_argument("--ngram", type=number(int, 1), metavar="N", help="also test an interpolated Kneser-Ney N-gram")
     args = parser.parse_args(argv)
     corpus = load_corpus(args.data, args.level, args.min_count, args.vocab_size)
     vocabulary = corpus.vocabulary

@@ -44,9 +44,20 @@ def tanh(x):
     return 2 * torch.sigmoid(2 * x) - 1
 
 
+def through_sigmoid(dy, y):
+    """The gradient before y = sigmoid(x) from the one after it: dy * y (1 - y)."""
+    dx = dy * y
+    return dx.addcmul_(dx, y, value=-1)
+
+
+def through_tanh(dy, y):
+    """The gradient before y = tanh(x) from the one after it: dy * (1 - y^2)."""
+    return dy.addcmul(dy * y, y, value=-1)
+
+
 def lstm_step(z, c):
     """The equations above from z on: z (B, 4H), c (B, H) -> h' (B, H), c' (B, H), and (i, f, g, o, tanh c')."""
-    z_i, z_f, z_g, z_o = z.chunk(4, dim=-1)  # (B, H) each
+    z_i, z_f, z_g, z_o = z.to(c.dtype).chunk(4, dim=-1)  # (B, H) each; z is bfloat16 under autocast
     i = torch.sigmoid(z_i)
     f = torch.sigmoid(z_f)
     g = tanh(z_g)
@@ -140,14 +151,14 @@ class Recurrence(torch.autograd.Function):
     def forward(ctx, zx, h, c, weight_hh):
         """zx = W_ih x + b (T, B, 4H), h and c (B, H), weight_hh (4H, H) -> all h' (T, B, H), last h', last c'."""
         W_hh = operand(weight_hh)
-        ctx.h0, ctx.W_hh, ctx.steps = h, W_hh, []
+        ctx.h0, ctx.W_hh, ctx.zx_dtype, ctx.steps = h, W_hh, zx.dtype, []
         outputs = []
         for zx_t in zx.unbind(0):
             z = zx_t + product(operand(h, like=W_hh), W_hh)  # (B, 4H)
-            c_before = c
-            h, c, gates = lstm_step(z, c)
-            ctx.steps.append((c_before, *gates))
+            h, c_next, gates = lstm_step(z, c)
+            ctx.steps.append((c, *gates))
             outputs.append(h)
+            c = c_next
         output = torch.stack(outputs)  # (T, B, H)
         ctx.save_for_backward(output)
         return output, h.clone(), c
@@ -158,16 +169,17 @@ class Recurrence(torch.autograd.Function):
         (output,) = ctx.saved_tensors
         T, B, H = output.shape
         W_hh_transposed = ctx.W_hh.transpose(0, 1)  # (H, 4H)
-        dz = output.new_empty(T, B, 4 * H)
+        dz = output.new_empty(T, B, 4 * H, dtype=ctx.zx_dtype)
         for t in reversed(range(T)):
             c, i, f, g, o, tanh_c = ctx.steps[t]  # (B, H) each
             dh = dh + doutput[t]
             do = dh * tanh_c
-            dc = dc + dh * o * (1 - tanh_c * tanh_c)
+            dc = dc + through_tanh(dh * o, tanh_c)
             di, df, dg = dc * g, dc * c, dc * i
-            torch.cat((di * i * (1 - i), df * f * (1 - f), dg * (1 - g * g), do * o * (1 - o)), dim=-1, out=dz[t])
+            quarters = through_sigmoid(di, i), through_sigmoid(df, f), through_tanh(dg, g), through_sigmoid(do, o)
+            torch.cat(quarters, dim=-1, out=dz[t])  # (B, 4H)
             dc = dc * f
-            dh = product(operand(dz[t], like=ctx.W_hh), W_hh_transposed)  # (B, H)
+            dh = product(operand(dz[t], like=ctx.W_hh), W_hh_transposed).to(dc.dtype)  # (B, H)
         h_before = torch.cat((ctx.h0[None], output[:-1])).view(T * B, H)
         dz_operand = operand(dz.view(T * B, 4 * H), like=ctx.W_hh)
         dW_hh = product(dz_operand.transpose(0, 1), operand(h_before, like=ctx.W_hh).transpose(0, 1))  # (4H, H)

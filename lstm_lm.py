@@ -6,9 +6,10 @@
 
     input (T, B)  ->  embedding or one-hot (T, B, E)  ->  LSTM (T, B, H)  ->  Linear (T, B, V)  ->  log_softmax
 
-after Mikolov et al. (2010) and Zaremba et al. (2014), whose dropout it uses: on what goes
-from layer to layer, never on what an LSTM passes to its own next step. With tied weights
-the Linear's matrix is the embedding's (Press and Wolf, 2017; Inan et al., 2017).
+after Mikolov et al. (2010) and Zaremba et al. (2014). Dropout is on what enters and leaves
+the LSTM, never on what it passes to its own next step; a unit that is dropped stays so
+for a whole window (Gal and Ghahramani, 2016). With tied weights the Linear's matrix is
+the embedding's (Press and Wolf, 2017; Inan et al., 2017).
 
 The LSTM is `torch.nn.LSTM` (core="lstm") or this project's own (core="cell"). They hold
 the same parameters under the same names, so either opens the other's checkpoints.
@@ -34,7 +35,7 @@ import lstm_cell
 class LanguageModel(nn.Module):
     """The first and the last layer of a language model; a subclass adds `features` between them.
 
-    vocab_size, embedding_size, hidden_size: V, E, H.  dropout: share set to zero in training.
+    vocab_size, embedding_size, hidden_size: V, E, H.  dropout: share of units set to zero in training.
     input: "embedding", a learned vector for each token, or "one-hot", the vector of V
     numbers with a single one; its E is V.
     tie_weights: one matrix serves as embedding and output, which needs E = H.
@@ -44,7 +45,7 @@ class LanguageModel(nn.Module):
     def __init__(self, vocab_size, embedding_size, hidden_size, dropout=0.0, input="embedding", tie_weights=False):
         super().__init__()
         self.vocab_size, self.input = vocab_size, input
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = dropout
         self.output = nn.Linear(hidden_size, vocab_size)
         nn.init.uniform_(self.output.weight, -0.1, 0.1)
         nn.init.zeros_(self.output.bias)
@@ -68,7 +69,11 @@ class LanguageModel(nn.Module):
         """int64 (T, B) -> (T, B, E)."""
         if self.input == "one-hot":
             return F.one_hot(input, self.vocab_size).to(self.output.weight.dtype)  # (T, B, V)
-        return self.dropout(self.embedding(input))  # (T, B, E)
+        return self.drop(self.embedding(input))  # (T, B, E)
+
+    def drop(self, x):
+        """Dropout in training: x (T, B, H) times one mask (1, B, H) for all steps."""
+        return x * F.dropout(torch.ones_like(x[:1]), self.dropout) if self.training and self.dropout else x
 
     def log_softmax(self, h):
         """Hidden states (N, H) -> log-probabilities (N, V)."""
@@ -78,7 +83,7 @@ class LanguageModel(nn.Module):
     def forward(self, input, state=None):
         """input int64 (T, B), state as returned before or None -> log-probabilities (T, B, V), state."""
         h, state = self.features(input, state)  # (T, B, H)
-        return self.log_softmax(self.dropout(h).flatten(0, 1)).unflatten(0, input.shape), state
+        return self.log_softmax(self.drop(h).flatten(0, 1)).unflatten(0, input.shape), state
 
     def loss(self, input, target, state=None):
         """Mean of -log P(target) in nats, target int64 (T, B), and the state: `forward`, scored.
@@ -88,7 +93,7 @@ class LanguageModel(nn.Module):
         """
         h, state = self.features(input, state)  # (T, B, H)
         rows = max(1, 2**21 // self.vocab_size)
-        parts = zip(self.dropout(h).flatten(0, 1).split(rows), target.flatten().split(rows))
+        parts = zip(self.drop(h).flatten(0, 1).split(rows), target.flatten().split(rows))
         total = sum(F.nll_loss(self.log_softmax(h), y, reduction="sum") for h, y in parts)
         return total / target.numel(), state
 

@@ -30,7 +30,7 @@ import sys
 import textwrap
 import warnings
 
-from data import UNK, EOS, InputError, Parser, Vocabulary, detokenise, run, tokenise
+from data import EOS, UNK, InputError, Parser, Vocabulary, detokenise, number, run, tokenise
 import torch
 
 from attention_lm import AttentionLM
@@ -246,22 +246,6 @@ def show_attention(path, file, model, vocabulary, tokens):
 
 
 # --- The command -------------------------------------------------------------------------
-
-
-def number(kind, low, high=None, open_low=False):
-    """An argparse type: a number of this kind from `low` (or above it, if open_low) to `high`."""
-
-    def parse(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text} is not a number of type {kind.__name__}") from None
-        if not (value > low if open_low else value >= low) or (high is not None and value > high):
-            bounds = ("above " if open_low else "at least ") + str(low) + (f" and at most {high}" if high else "")
-            raise argparse.ArgumentTypeError(f"{text} is out of range: it must be {bounds}")
-        return value
-
-    return parse
 
 
 def device_of(name):
