@@ -28,6 +28,7 @@ no weights, and a sum of nothing is a context of exact zeros.
 Sizes in comments: T steps, B streams, V words, E embedding, H hidden units, L layers,
 W the window, M the memory's length: W, or 0 in the first window.
 """
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -87,7 +88,6 @@ class AttentionLM(LanguageModel):
             state = (input[:0], zeros[0, :, None][:, :0], zeros, zeros, zeros, zeros)
         tokens, memory, h_enc, c_enc, h_dec, c_dec = state
         h, c = list(h_dec), list(c_dec)  # a (B, H) for each layer
-        between = self.drop(torch.ones_like(h_dec[:1]))[0]  # (B, H), the dropout between layers
         outputs, weights = [], []
         while len(input):
             if len(tokens) == self.window:  # it is full: it becomes the memory
@@ -99,7 +99,7 @@ class AttentionLM(LanguageModel):
                 context, a = attention(h[-1], memory)  # (B, H), (B, M)
                 x = torch.cat((x, context), dim=-1)  # (B, E + H)
                 for layer, cell in enumerate(self.decoder):
-                    x = x * between if layer else x
+                    x = self.dropout(x) if layer else x
                     h[layer], c[layer] = cell(x, (h[layer], c[layer]))
                     x = h[layer]
                 outputs.append(x)

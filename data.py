@@ -27,6 +27,7 @@ The conventions are those of word-level language modelling since Mikolov et al. 
 a vocabulary made from the training split alone, `<unk>` for rarer words, `<eos>` at the
 end of every sentence and counted as a token.
 """
+
 import argparse
 import ast
 import collections
@@ -472,7 +473,11 @@ def add_corpus_flags(parser):
     group = parser.add_argument_group("corpus")
     group.add_argument("--level", choices=["word", "char"], default="word", help="what a token is (%(default)s)")
     group.add_argument(
-        "--min-count", type=number(int, 1), metavar="N", default=3, help="words rarer in training are <unk> (%(default)s)"
+        "--min-count",
+        type=number(int, 1),
+        metavar="N",
+        default=3,
+        help="words rarer in training are <unk> (%(default)s)",
     )
     group.add_argument("--vocab-size", type=number(int, 2), metavar="N", help="keep at most so many words (all)")
     return group

@@ -32,6 +32,7 @@ W_ih x for all steps at once. dc = dc' * f, without a matrix, is why gradients s
 
 Sizes in comments: T steps, B sequences in parallel, I inputs, H hidden units.
 """
+
 import math
 
 import torch

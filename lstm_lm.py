@@ -6,10 +6,9 @@
 
     input (T, B)  ->  embedding or one-hot (T, B, E)  ->  LSTM (T, B, H)  ->  Linear (T, B, V)  ->  log_softmax
 
-after Mikolov et al. (2010) and Zaremba et al. (2014). Dropout is on what enters and leaves
-the LSTM, never on what it passes to its own next step; a unit that is dropped stays so
-for a whole window (Gal and Ghahramani, 2016). With tied weights the Linear's matrix is
-the embedding's (Press and Wolf, 2017; Inan et al., 2017).
+after Mikolov et al. (2010) and Zaremba et al. (2014), whose dropout it uses: on what enters
+and leaves each LSTM, never on what it passes to its own next step. With tied weights the
+Linear's matrix is the embedding's (Press and Wolf, 2017; Inan et al., 2017).
 
 The LSTM is `torch.nn.LSTM` (core="lstm") or this project's own (core="cell"). They hold
 the same parameters under the same names, so either opens the other's checkpoints.
@@ -25,6 +24,7 @@ A state is a tuple of tensors; how many and which is the model's own affair.
 
 Sizes in comments: T steps, B streams, V words, E embedding, H hidden units, L layers.
 """
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -45,7 +45,7 @@ class LanguageModel(nn.Module):
     def __init__(self, vocab_size, embedding_size, hidden_size, dropout=0.0, input="embedding", tie_weights=False):
         super().__init__()
         self.vocab_size, self.input = vocab_size, input
-        self.dropout = dropout
+        self.dropout = nn.Dropout(dropout)
         self.output = nn.Linear(hidden_size, vocab_size)
         nn.init.uniform_(self.output.weight, -0.1, 0.1)
         nn.init.zeros_(self.output.bias)
@@ -69,11 +69,7 @@ class LanguageModel(nn.Module):
         """int64 (T, B) -> (T, B, E)."""
         if self.input == "one-hot":
             return F.one_hot(input, self.vocab_size).to(self.output.weight.dtype)  # (T, B, V)
-        return self.drop(self.embedding(input))  # (T, B, E)
-
-    def drop(self, x):
-        """Dropout in training: x (T, B, H) times one mask (1, B, H) for all steps."""
-        return x * F.dropout(torch.ones_like(x[:1]), self.dropout) if self.training and self.dropout else x
+        return self.dropout(self.embedding(input))  # (T, B, E)
 
     def log_softmax(self, h):
         """Hidden states (N, H) -> log-probabilities (N, V)."""
@@ -83,7 +79,7 @@ class LanguageModel(nn.Module):
     def forward(self, input, state=None):
         """input int64 (T, B), state as returned before or None -> log-probabilities (T, B, V), state."""
         h, state = self.features(input, state)  # (T, B, H)
-        return self.log_softmax(self.drop(h).flatten(0, 1)).unflatten(0, input.shape), state
+        return self.log_softmax(self.dropout(h).flatten(0, 1)).unflatten(0, input.shape), state
 
     def loss(self, input, target, state=None):
         """Mean of -log P(target) in nats, target int64 (T, B), and the state: `forward`, scored.
@@ -93,7 +89,7 @@ class LanguageModel(nn.Module):
         """
         h, state = self.features(input, state)  # (T, B, H)
         rows = max(1, 2**21 // self.vocab_size)
-        parts = zip(self.drop(h).flatten(0, 1).split(rows), target.flatten().split(rows))
+        parts = zip(self.dropout(h).flatten(0, 1).split(rows), target.flatten().split(rows))
         total = sum(F.nll_loss(self.log_softmax(h), y, reduction="sum") for h, y in parts)
         return total / target.numel(), state
 

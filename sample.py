@@ -20,6 +20,7 @@ twice. `<unk>` is never chosen; it stands for words that the vocabulary does not
 
 Sizes in comments: P tokens of prompt, B samples in parallel, V words.
 """
+
 import argparse
 import html
 import inspect
@@ -165,7 +166,9 @@ def compare(columns, width):
     if each < 24:
         return "\n\n".join(f"{title}\n{text}" for title, text in columns)
     wrapped = [
-        textwrap.wrap(title, each) + ["-" * each] + [row for line in text.split("\n") for row in textwrap.wrap(line, each)]
+        textwrap.wrap(title, each)
+        + ["-" * each]
+        + [row for line in text.split("\n") for row in textwrap.wrap(line, each)]
         for title, text in columns
     ]
     height = max(map(len, wrapped))
@@ -216,7 +219,9 @@ def attention_svg(windows):
             x = left + (column + 0.7) * cell
             parts.append(f'<text transform="translate({x:.0f},{y - 6}) rotate(-60)">{html.escape(word)}</text>')
         for row, (word, weights) in enumerate(rows):
-            parts.append(f'<text x="{left - 8}" y="{y + (row + 0.7) * cell:.0f}" text-anchor="end">{html.escape(word)}</text>')
+            parts.append(
+                f'<text x="{left - 8}" y="{y + (row + 0.7) * cell:.0f}" text-anchor="end">{html.escape(word)}</text>'
+            )
             for column, weight in enumerate(weights):
                 title = html.escape(f"{word} looked at {memory[column]}: {weight:.3f}")
                 parts.append(
@@ -249,7 +254,7 @@ def show_attention(path, file, model, vocabulary, tokens):
 
 
 def device_of(name):
-    """"auto", or a device's name -> a torch.device that is there.  Raises InputError if it is not."""
+    """ "auto", or a device's name -> a torch.device that is there.  Raises InputError if it is not."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -263,9 +268,13 @@ def parse_arguments(argv):
     parser = Parser(description=inspect.cleandoc(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoints", nargs="+", metavar="checkpoint.pt", help="several are shown side by side")
     text = parser.add_argument_group("text")
-    text.add_argument("--prompt", action="append", help="text to continue, - for standard input; may be repeated (none)")
+    text.add_argument(
+        "--prompt", action="append", help="text to continue, - for standard input; may be repeated (none)"
+    )
     text.add_argument("--tokens", type=number(int, 1), default=100, help="tokens to add (%(default)s)")
-    text.add_argument("--num-samples", type=number(int, 1), default=1, help="continuations of each prompt (%(default)s)")
+    text.add_argument(
+        "--num-samples", type=number(int, 1), default=1, help="continuations of each prompt (%(default)s)"
+    )
     decoding = parser.add_argument_group("decoding")
     decoding.add_argument("--greedy", action="store_true", help="take the most probable token (off)")
     decoding.add_argument(
@@ -298,7 +307,11 @@ def main(argv=None):
     titles = []
     for path, (_, _, checkpoint) in zip(args.checkpoints, loaded):
         results = checkpoint.get("results", {})
-        known = [f"{split} perplexity {results[split + '_ppl']:.2f}" for split in ("valid", "test") if split + "_ppl" in results]
+        known = [
+            f"{split} perplexity {results[split + '_ppl']:.2f}"
+            for split in ("valid", "test")
+            if split + "_ppl" in results
+        ]
         titles.append(", ".join([path, *known]))
     prompts = [sys.stdin.read() if text == "-" else text for text in args.prompt or []] or [None]
     width = shutil.get_terminal_size((120, 24)).columns

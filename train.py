@@ -25,6 +25,7 @@ chosen by the validation split; the test split is read once, at the end.
 
 Sizes in comments: T steps (bptt), B streams (batch size), N tokens of a split.
 """
+
 import argparse
 import csv
 import ctypes
@@ -32,6 +33,7 @@ import inspect
 import math
 import pathlib
 import platform
+import shutil
 import signal
 import sys
 import tempfile
@@ -54,32 +56,54 @@ def parse_arguments(argv, defaults=None):
     positive = number(int, 1)
     corpus = add_corpus_flags(parser)
     corpus.add_argument(
-        "--data", default="python-docs", metavar="TEXT", help="python-docs, ptb, shakespeare, a text file, or a folder (%(default)s)"
+        "--data",
+        default="python-docs",
+        metavar="TEXT",
+        help="python-docs, ptb, shakespeare, a text file, or a folder (%(default)s)",
     )
     model = parser.add_argument_group("model")
     model.add_argument("--model", choices=["lstm", "cell", "attention"], default="cell", help="(%(default)s)")
     model.add_argument("--input", choices=["embedding", "one-hot"], default="embedding", help="(%(default)s)")
     model.add_argument("--hidden-size", metavar="N", type=positive, default=256, help="units in a layer (%(default)s)")
     model.add_argument("--embedding-size", metavar="N", type=positive, help="numbers for a token (the hidden size)")
-    model.add_argument("--layers", metavar="N", type=positive, default=1, help="LSTMs on top of each other (%(default)s)")
-    model.add_argument("--dropout", metavar="X", type=number(float, 0, 0.95), default=0.4, help="share set to zero (%(default)s)")
     model.add_argument(
-        "--tie-weights", action=argparse.BooleanOptionalAction, help="one matrix for embedding and output (if it can be)"
+        "--layers", metavar="N", type=positive, default=1, help="LSTMs on top of each other (%(default)s)"
+    )
+    model.add_argument(
+        "--dropout", metavar="X", type=number(float, 0, 0.95), default=0.4, help="share set to zero (%(default)s)"
+    )
+    model.add_argument(
+        "--tie-weights",
+        action=argparse.BooleanOptionalAction,
+        help="one matrix for embedding and output (if it can be)",
     )
     training = parser.add_argument_group("training")
-    training.add_argument("--batch-size", metavar="N", type=positive, default=32, help="parallel streams (%(default)s)")
+    training.add_argument("--batch-size", metavar="N", type=positive, default=20, help="parallel streams (%(default)s)")
     training.add_argument("--bptt", metavar="N", type=positive, default=35, help="steps of a window (%(default)s)")
-    training.add_argument("--lr", metavar="X", type=number(float, 0, open_low=True), default=4e-3, help="AdamW's peak (%(default)s)")
-    training.add_argument("--clip", metavar="X", type=number(float, 0, open_low=True), default=0.5, help="gradient norm (%(default)s)")
-    training.add_argument("--epochs", metavar="N", type=positive, default=8, help="passes over the corpus (%(default)s)")
-    training.add_argument("--minutes", metavar="X", type=number(float, 0, open_low=True), help="a time to end in, instead (none)")
-    training.add_argument("--target-ppl", metavar="X", type=number(float, 1), help="stop at this validation perplexity (none)")
+    training.add_argument(
+        "--lr", metavar="X", type=number(float, 0, open_low=True), default=6e-3, help="AdamW's peak (%(default)s)"
+    )
+    training.add_argument(
+        "--clip", metavar="X", type=number(float, 0, open_low=True), default=0.5, help="gradient norm (%(default)s)"
+    )
+    training.add_argument(
+        "--epochs", metavar="N", type=positive, default=6, help="passes over the corpus (%(default)s)"
+    )
+    training.add_argument(
+        "--minutes", metavar="X", type=number(float, 0, open_low=True), help="a time to end in, instead (none)"
+    )
+    training.add_argument(
+        "--target-ppl", metavar="X", type=number(float, 1), help="stop at this validation perplexity (none)"
+    )
     training.add_argument("--valid-every", type=positive, metavar="STEPS", help="steps between validations (an epoch)")
     training.add_argument("--seed", metavar="N", type=int, default=1, help="of weights and dropout (%(default)s)")
     machine = parser.add_argument_group("machine and files")
     machine.add_argument("--device", default="auto", help="auto, cuda, mps or cpu (%(default)s)")
     machine.add_argument(
-        "--dtype", choices=["auto", "float32", "bfloat16"], default="auto", help="of products; auto: bfloat16 where fast"
+        "--dtype",
+        choices=["auto", "float32", "bfloat16"],
+        default="auto",
+        help="of products; auto: bfloat16 where fast",
     )
     machine.add_argument("--out", metavar="DIR", help="where to write (out/<model>)")
     machine.add_argument("--resume", metavar="DIR", help="go on with the run in DIR, with its settings")
@@ -155,19 +179,22 @@ class Status:
     """What training says: one live line on a terminal, a plain line now and then elsewhere."""
 
     def __init__(self):
-        self.live, self.last, self.width = sys.stdout.isatty(), -math.inf, 0
+        self.live, self.last, self.width = sys.stdout.isatty(), time.monotonic(), 0
+
+    def is_due(self):
+        """Whether it is time to tell again: some times a second, or every half minute in a file."""
+        return time.monotonic() - self.last > (0.2 if self.live else 30)
 
     def update(self, text):
-        """Show where training stands, at most some times a second, or every half minute in a file."""
-        now = time.monotonic()
-        if now - self.last > (0.2 if self.live else 30):
-            self.last = now
-            print("\r" + text.ljust(self.width) if self.live else text, end="" if self.live else "\n", flush=True)
-            self.width = len(text)
+        """Show where training stands."""
+        self.last = time.monotonic()
+        text = text[: shutil.get_terminal_size().columns - 1] if self.live else text
+        print("\r" + text.ljust(self.width) if self.live else text, end="" if self.live else "\n", flush=True)
+        self.width = len(text) if self.live else 0
 
     def line(self, text):
-        """A line that stays."""
-        print(("\r" if self.live and self.width else "") + text.ljust(self.width), flush=True)
+        """Show a line that stays."""
+        print(("\r" if self.width else "") + text.ljust(self.width), flush=True)
         self.width = 0
 
 
@@ -176,15 +203,6 @@ def clock(seconds):
     minutes, seconds = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
-
-
-def write_log(path, row, append):
-    """Add a row to log.csv, or begin it with the columns' names."""
-    with open(path, "a" if append else "w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if not append:
-            writer.writeheader()
-        writer.writerow(row)
 
 
 def prepare_output(args):
@@ -223,100 +241,146 @@ def read_resume(directory, argv):
     return args, saved
 
 
-def train(model, corpus, args, out, saved, status):
-    """Train until the epochs, the minutes or the target are reached, or Ctrl-C.
+class Trainer:
+    """A training run: where it stands, its next step, and what it leaves on disk.
 
-    Keeps the best model by validation in out/checkpoint.pt and the whole state in
-    out/resume.pt.  Returns (best validation loss in nats, whether Ctrl-C ended it).
-    Raises InputError when the loss is no number any more.
+    model: a LanguageModel on its device.  corpus: a Corpus.  args: the flags.
+    out: the folder for checkpoint.pt, resume.pt and log.csv.  status: a Status.
     """
-    device = next(model.parameters()).device
-    start = corpus.vocabulary.start
-    input, target = (streams(side, args.batch_size).to(device) for side in pairs(corpus.train, start))  # (N // B, B)
-    valid = corpus.valid.to(device)
-    batches = list(windows(input, target, args.bptt))
-    total_steps, valid_every = args.epochs * len(batches), args.valid_every or len(batches)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.01, fused=device.type != "mps")
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.bfloat16)
-    step, seconds, best, state = 0, 0.0, math.inf, None
-    if saved:
-        optimizer.load_state_dict(saved["optimizer"])
-        step, seconds, best, state = saved["step"], saved["seconds"], saved["best"], saved["state"]
-        torch.set_rng_state(saved["random"].cpu())
-    interrupted = []
-    before = handle_interrupt(lambda *_: interrupted.append(True))
-    begun, losses, reading, read_tokens = time.monotonic() - seconds, [], 0.0, 0
 
-    def progress():
-        spent = (time.monotonic() - begun) / (60 * args.minutes) if args.minutes else 0.0
-        return max(spent, 0.0 if args.minutes else step / total_steps)
+    def __init__(self, model, corpus, args, out, status):
+        self.model, self.vocabulary, self.args, self.out, self.status = model, corpus.vocabulary, args, out, status
+        self.device = next(model.parameters()).device
+        sides = (streams(side, args.batch_size).to(self.device) for side in pairs(corpus.train, self.vocabulary.start))
+        self.batches = list(windows(*sides, args.bptt))  # (input, target), (T, B) each
+        self.valid = corpus.valid.to(self.device)
+        self.optimizer = torch.optim.AdamW(model.parameters(), args.lr, fused=self.device.type != "mps")
+        self.step, self.state, self.best, self.interrupted = 0, None, math.inf, False
+        self.begun, self.resumed = time.monotonic(), False
+        self.start_interval()
 
-    def validate():
-        nonlocal best, losses, reading, read_tokens
-        mean = torch.stack(losses).mean().item() if losses else math.nan
-        if losses and not math.isfinite(mean):
-            kept = f"{out / 'checkpoint.pt'} holds the best model before that" if best < math.inf else "nothing is lost"
-            raise InputError(f"the loss became {mean} by step {step}: try a lower --lr or --clip; {kept}")
-        loss = evaluate(model, valid, start)
-        now, speed = time.monotonic() - begun, read_tokens / max(reading, 1e-9)
-        epoch = step / len(batches)
-        row = [step, f"{epoch:.2f}", f"{now:.1f}", f"{speed:.0f}", f"{mean:.4f}", f"{loss:.4f}", f"{perplexity(loss):.2f}"]
-        write_log(out / "log.csv", dict(zip(COLUMNS, row)), append=bool(saved) or best < math.inf)
-        status.line(
-            f"epoch {epoch:5.2f}  step {step:>6}  train perplexity {perplexity(mean):8.2f}  "
-            f"valid perplexity {perplexity(loss):8.2f}  {speed:>7,.0f} tokens/s  {clock(now)}"
+    def start_interval(self):
+        """Begin to count anew what is reported at each validation."""
+        self.losses, self.tokens, self.seconds = [], 0, 1e-9
+
+    def progress(self):
+        """How much of the training is done, 0 to 1: of the minutes, if they are given, else of the epochs."""
+        if self.args.minutes:
+            return min(1.0, (time.monotonic() - self.begun) / (60 * self.args.minutes))
+        return min(1.0, self.step / (self.args.epochs * len(self.batches)))
+
+    def train(self):
+        """Train until the epochs, the minutes or the target are reached, or Ctrl-C; validate and save on the way.
+
+        Raises InputError when the loss is no number any more.
+        """
+
+        def interrupt(*_):
+            self.interrupted = True
+
+        before = handle_interrupt(interrupt)
+        every = self.args.valid_every or len(self.batches)
+        self.model.train()
+        try:
+            while self.progress() < 1 and not self.interrupted and perplexity(self.best) > (self.args.target_ppl or 0):
+                self.training_step()
+                if self.step % every == 0:
+                    self.validate()
+                elif self.status.is_due():
+                    self.show()
+            if self.losses:
+                self.validate()
+        finally:
+            handle_interrupt(before)
+
+    def training_step(self):
+        """One window forward and backward, one step of the optimizer; the state goes on to the next window."""
+        begun, position = time.monotonic(), self.step % len(self.batches)
+        input, target = self.batches[position]
+        for group in self.optimizer.param_groups:  # torch's schedulers count steps; progress may count time
+            group["lr"] = self.args.lr * schedule(self.progress())
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.args.bfloat16):
+            loss, state = self.model.loss(input, target, self.state if position else None)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.args.clip)
+        self.optimizer.step()
+        self.state = tuple(part.detach() for part in state)  # the gradient ends at the window's edge
+        self.losses.append(loss.detach())
+        self.step += 1
+        self.tokens += target.numel()
+        self.seconds += time.monotonic() - begun
+
+    def show(self):
+        """Tell how it goes."""
+        recent, done = torch.stack(self.losses[-50:]).mean().item(), self.progress()
+        left = (time.monotonic() - self.begun) * (1 - done) / max(done, 1e-9)
+        self.status.update(
+            f"epoch {self.step / len(self.batches):5.2f}  step {self.step:>5}  loss {recent:.3f}  ppl {perplexity(recent):7.2f}"
+            f"  {self.tokens / self.seconds:>6,.0f} tokens/s  {clock(left)} left"
         )
-        if loss < best:
-            if best == math.inf and (out / "checkpoint.pt").exists():
-                (out / "checkpoint.pt").replace(out / "checkpoint.previous.pt")
-            best = loss
-            save_checkpoint(out / "checkpoint.pt", model, corpus.vocabulary, args, {"valid_ppl": perplexity(loss)})
-        save_resume()
-        losses, reading, read_tokens = [], 0.0, 0
 
-    def save_resume():
-        dump = dict(
-            checkpoint_dict(model, corpus.vocabulary, args, {}),
-            optimizer=optimizer.state_dict(), step=step, seconds=time.monotonic() - begun, best=best,
-            state=state, random=torch.get_rng_state(),
-        )  # fmt: skip
-        write_atomically(out / "resume.pt", lambda file: torch.save(dump, file))
+    def validate(self):
+        """Evaluate on the validation split; log it, keep the model if it is the best, save where training stands.
 
-    model.train()
-    try:
-        while progress() < 1 and not interrupted and perplexity(best) > (args.target_ppl or 0):
-            tick = time.monotonic()
-            if step % len(batches) == 0:
-                state = None
-            x, y = batches[step % len(batches)]  # (T, B)
-            for group in optimizer.param_groups:
-                group["lr"] = args.lr * schedule(progress())
-            optimizer.zero_grad(set_to_none=True)
-            with autocast:
-                loss, state = model.loss(x, y, state)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip)
-            optimizer.step()
-            state = tuple(part.detach() for part in state)
-            losses.append(loss.detach())
-            step += 1
-            read_tokens += y.numel()
-            reading += time.monotonic() - tick
-            if step % valid_every == 0 or progress() >= 1:
-                validate()
-            elif time.monotonic() - status.last > 0.2:
-                recent = torch.stack(losses[-50:]).mean().item()
-                done, spent = progress(), time.monotonic() - begun
-                status.update(
-                    f"epoch {step / len(batches):5.2f}  step {step:>6}  loss {recent:.3f}  "
-                    f"perplexity {perplexity(recent):8.2f}  {read_tokens / reading:>7,.0f} tokens/s  "
-                    f"{clock(spent * (1 - done) / done)} left"
-                )
-        if losses:
-            validate()
-    finally:
-        handle_interrupt(before)
-    return best, bool(interrupted)
+        Raises InputError, before anything is saved, when the training loss is no number any more.
+        """
+        train_loss = torch.stack(self.losses).mean().item()
+        if not math.isfinite(train_loss):
+            kept = (
+                f"{self.out / 'checkpoint.pt'} holds the best model before that"
+                if self.best < math.inf
+                else "no model yet"
+            )
+            raise InputError(f"the loss became {train_loss} by step {self.step}: try a lower --lr or --clip; {kept}")
+        valid_loss = evaluate(self.model, self.valid, self.vocabulary.start)
+        epoch, spent, speed = self.step / len(self.batches), time.monotonic() - self.begun, self.tokens / self.seconds
+        ppl = perplexity(valid_loss)
+        row = (
+            self.step,
+            f"{epoch:.2f}",
+            f"{spent:.1f}",
+            f"{speed:.0f}",
+            f"{train_loss:.4f}",
+            f"{valid_loss:.4f}",
+            f"{ppl:.2f}",
+        )
+        append = self.resumed or self.best < math.inf
+        with open(self.out / "log.csv", "a" if append else "w", newline="") as file:
+            csv.writer(file).writerows([row] if append else [COLUMNS, row])
+        self.status.line(
+            f"epoch {epoch:5.2f}  step {self.step:>5}  ppl train {perplexity(train_loss):7.2f} valid {ppl:7.2f}"
+            f"  {speed:>6,.0f} tokens/s  {clock(spent)}"
+        )
+        if valid_loss < self.best:
+            checkpoint = self.out / "checkpoint.pt"
+            if self.best == math.inf and checkpoint.exists():  # an earlier run's
+                checkpoint.replace(self.out / "checkpoint.previous.pt")
+            self.best = valid_loss
+            save(checkpoint, checkpoint_dict(self.model, self.vocabulary, self.args, {"valid_ppl": ppl}))
+        save(self.out / "resume.pt", self.resume_dict())
+        self.start_interval()
+
+    def resume_dict(self):
+        """All that `resume` needs to go on as if nothing had happened."""
+        return {
+            **checkpoint_dict(self.model, self.vocabulary, self.args, {}),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "state": self.state,
+            "best": self.best,
+            "seconds": time.monotonic() - self.begun,
+            "random": torch.get_rng_state(),
+        }
+
+    def resume(self, saved):
+        """Take up a `resume_dict`."""
+        self.model.load_state_dict(saved["weights"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.step, self.best, self.resumed = saved["step"], saved["best"], True
+        self.state = tuple(part.to(self.device) for part in saved["state"])
+        self.begun = time.monotonic() - saved["seconds"]
+        torch.set_rng_state(saved["random"])
 
 
 def handle_interrupt(handler):
@@ -337,9 +401,8 @@ def checkpoint_dict(model, vocabulary, args, results):
     }
 
 
-def save_checkpoint(path, model, vocabulary, args, results):
-    """Write a checkpoint, whole or not at all."""
-    contents = checkpoint_dict(model, vocabulary, args, results)
+def save(path, contents):
+    """Write a dict with torch.save, whole or not at all."""
     write_atomically(path, lambda file: torch.save(contents, file))
 
 
@@ -366,19 +429,20 @@ def main(argv=None):
     sizes = ", ".join(f"{len(getattr(corpus, split)):,} {split}" for split in SPLITS)
     status.line(f"{sizes} tokens, {len(corpus.vocabulary):,} different")
     model = build_model(vars(args), len(corpus.vocabulary)).to(device)
+    trainer = Trainer(model, corpus, args, out, status)
     if saved:
-        model.load_state_dict(saved["weights"])
+        trainer.resume(saved)
     status.line(
         f"{args.model}: {sum(p.numel() for p in model.parameters()):,} parameters on {device}, "
         f"{'bfloat16' if args.bfloat16 else 'float32'} products{f' (note: {note})' if note else ''}, writing to {out}"
     )
-    best, interrupted = train(model, corpus, args, out, saved, status)
-    model, vocabulary, checkpoint = load_checkpoint(out / "checkpoint.pt", device)
-    if interrupted:
+    trainer.train()
+    if trainer.interrupted:
         status.line(f"interrupted; go on with: python train.py --resume {out}")
+    model, vocabulary, checkpoint = load_checkpoint(out / "checkpoint.pt", device)
     nats = evaluate(model, corpus.test.to(device), vocabulary.start)
-    results = {"valid_ppl": perplexity(best), "test_ppl": perplexity(nats)}
-    save_checkpoint(out / "checkpoint.pt", model, vocabulary, argparse.Namespace(**checkpoint["settings"]), results)
+    results = {"valid_ppl": perplexity(trainer.best), "test_ppl": perplexity(nats)}
+    save(out / "checkpoint.pt", {**checkpoint, "results": results})
     status.line(f"best valid perplexity {results['valid_ppl']:.2f}, kept in {out / 'checkpoint.pt'}")
     per_token = f" ({nats:.4f} nats per character)" if args.level == "char" else ""
     status.line(f"test perplexity {results['test_ppl']:.2f}{per_token}")
