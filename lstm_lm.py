@@ -72,9 +72,9 @@ class LanguageModel(nn.Module):
         return self.dropout(self.embedding(input))  # (T, B, E)
 
     def log_softmax(self, h):
-        """Hidden states (N, H) -> log-probabilities (N, V)."""
+        """Hidden states (N, H) -> log-probabilities (N, V), in the weights' own precision also under autocast."""
         logits = lstm_cell.product(lstm_cell.operand(h), self.output.weight, self.output.bias)  # (N, V)
-        return F.log_softmax(logits, dim=-1, dtype=h.dtype)
+        return F.log_softmax(logits, dim=-1, dtype=self.output.weight.dtype)
 
     def forward(self, input, state=None):
         """input int64 (T, B), state as returned before or None -> log-probabilities (T, B, V), state."""

@@ -381,6 +381,17 @@ def test_log_probabilities_and_loss(name):
         assert_same([model.loss(input, target)[0]], [expected])
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_bfloat16_products_leave_the_loss_in_float32(name):
+    model = make_model(name, 500, size=16, dtype=torch.float32)
+    input, target = torch.randint(500, (2, 12, 3))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, state = model.loss(input, target)
+        log_probs, _ = model(input, state)
+    assert loss.dtype == log_probs.dtype == torch.float32
+    assert abs(loss - model.loss(input, target)[0]) < 1e-3
+
+
 def test_tied_weights_are_one_matrix():
     for name in MODELS:
         tied, free = make_model(name, tie_weights=True), make_model(name)
