@@ -33,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lstm_cell import LSTM, LSTMCell
+from lstm_cell import LSTM, LSTMCell, lstm_step
 from lstm_lm import LanguageModel
 
 
@@ -88,6 +88,7 @@ class AttentionLM(LanguageModel):
             state = (input[:0], zeros[0, :, None][:, :0], zeros, zeros, zeros, zeros)
         tokens, memory, h_enc, c_enc, h_dec, c_dec = state
         h, c = list(h_dec), list(c_dec)  # a (B, H) for each layer
+        first, *upper = self.decoder
         outputs, weights = [], []
         while len(input):
             if len(tokens) == self.window:  # it is full: it becomes the memory
@@ -95,14 +96,17 @@ class AttentionLM(LanguageModel):
                 memory, tokens = states.transpose(0, 1).contiguous(), tokens[:0]  # (B, W, H)
             now, input = input.tensor_split([self.window - len(tokens)])
             tokens = torch.cat((tokens, now))
-            for x in self.embed(now):  # (B, E)
+            # W_ih [x, context] + W_hh h = W_x x + W [context, h]; the first of these for all steps at once
+            W_x, W_context = first.weight_ih.split([self.embedding_size, self.hidden_size], dim=1)  # (4H, E), (4H, H)
+            zx = F.linear(self.embed(now), W_x, first.bias_ih + first.bias_hh)  # (T, B, 4H)
+            W = torch.cat((W_context, first.weight_hh), dim=1).to(zx.dtype)  # (4H, 2H)
+            for zx_t in zx:
                 context, a = attention(h[-1], memory)  # (B, H), (B, M)
-                x = torch.cat((x, context), dim=-1)  # (B, E + H)
-                for layer, cell in enumerate(self.decoder):
-                    x = self.dropout(x) if layer else x
-                    h[layer], c[layer] = cell(x, (h[layer], c[layer]))
-                    x = h[layer]
-                outputs.append(x)
+                z = zx_t + F.linear(torch.cat((context, h[0]), dim=-1), W)  # (B, 4H)
+                h[0], c[0], _ = lstm_step(z, c[0])
+                for layer, cell in enumerate(upper, 1):
+                    h[layer], c[layer] = cell(self.dropout(h[layer - 1]), (h[layer], c[layer]))
+                outputs.append(h[-1])
                 weights.append(a)
         return torch.stack(outputs), weights, (tokens, memory, h_enc, c_enc, torch.stack(h), torch.stack(c))
 

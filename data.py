@@ -151,7 +151,7 @@ def detokenise(tokens, form):
     Text read back is lower case and its spacing follows common usage: normalising is
     not undone, it is made readable. `tokens` may be any iterable, also an endless one.
     """
-    glue, open_quotes = True, set()  # glue: the next token follows without a space
+    glue, begins, open_quotes = True, True, set()  # glue: the next token follows without a space
     for token in tokens:
         quote = token in ("'", '"', "`", "``")
         if form == "chars":
@@ -164,7 +164,9 @@ def detokenise(tokens, form):
             sticks = closes or re.fullmatch(r"[.,;:?!)\]}%]+|-|/|n?'[a-z]+|n't", token)
             yield token if glue or sticks else " " + token
             open_quotes ^= {token} if quote else set()
-        glue = token in (EOS, "-", "/", ".", "(", "[", "{", "$", "@", "#", "\\") or (quote and token in open_quotes)
+        opens = token in (EOS, "/", ".", "(", "[", "{", "$", "@", "#", "\\") or (quote and token in open_quotes)
+        glue = opens or (token == "-" and not begins)  # a line may begin with a dash and a space
+        begins = token == EOS
 
 
 class Vocabulary:

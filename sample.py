@@ -168,7 +168,7 @@ def compare(columns, width):
     wrapped = [
         textwrap.wrap(title, each)
         + ["-" * each]
-        + [row for line in text.split("\n") for row in textwrap.wrap(line, each)]
+        + [row for line in text.split("\n") for row in textwrap.wrap(line, each) or [""]]
         for title, text in columns
     ]
     height = max(map(len, wrapped))

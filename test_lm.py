@@ -798,6 +798,13 @@ def test_training_works_outside_the_main_thread(corpus_file, tmp_path):
     assert results["test_ppl"] > 1
 
 
+def test_benchmark_times_all_and_trains_none(corpus_file, tmp_path, capsys):
+    train.main(["--benchmark", "--data", corpus_file, "--out", str(tmp_path), *SMALL])
+    shown = capsys.readouterr().out
+    assert [line.split()[0] for line in shown.splitlines()[-3:]] == MODELS
+    assert "1.00 of lstm" in shown and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_char_level_and_one_hot(name, tmp_path, capsys):
     text = tmp_path / "text.txt"

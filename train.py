@@ -30,11 +30,13 @@ import argparse
 import csv
 import ctypes
 import inspect
+import itertools
 import math
 import pathlib
 import platform
 import shutil
 import signal
+import statistics
 import sys
 import tempfile
 import time
@@ -45,6 +47,7 @@ import torch
 
 from sample import build_model, continuations, device_of, load_checkpoint, read_checkpoint
 
+MODELS = ["lstm", "cell", "attention"]
 COLUMNS = ["step", "epoch", "seconds", "tokens_per_second", "train_loss", "valid_loss", "valid_ppl"]
 MODEL_SETTINGS = ["model", "input", "embedding_size", "hidden_size", "layers", "dropout", "tie_weights", "window"]
 CORPUS_SETTINGS = ["data", "level", "min_count", "vocab_size"]
@@ -62,7 +65,7 @@ def parse_arguments(argv, defaults=None):
         help="python-docs, ptb, shakespeare, a text file, or a folder (%(default)s)",
     )
     model = parser.add_argument_group("model")
-    model.add_argument("--model", choices=["lstm", "cell", "attention"], default="cell", help="(%(default)s)")
+    model.add_argument("--model", choices=MODELS, default="cell", help="(%(default)s)")
     model.add_argument("--input", choices=["embedding", "one-hot"], default="embedding", help="(%(default)s)")
     model.add_argument("--hidden-size", metavar="N", type=positive, default=256, help="units in a layer (%(default)s)")
     model.add_argument("--embedding-size", metavar="N", type=positive, help="numbers for a token (the hidden size)")
@@ -106,6 +109,7 @@ def parse_arguments(argv, defaults=None):
         help="of products; auto: bfloat16 where fast",
     )
     machine.add_argument("--out", metavar="DIR", help="where to write (out/<model>)")
+    machine.add_argument("--benchmark", action="store_true", help="time the three models with these flags, train none")
     machine.add_argument("--resume", metavar="DIR", help="go on with the run in DIR, with its settings")
     parser.set_defaults(**(defaults or {}))
     args = parser.parse_args(argv)
@@ -383,6 +387,31 @@ class Trainer:
         torch.set_rng_state(saved["random"])
 
 
+def benchmark(args, corpus, device, out, status, rounds=12, steps=5):
+    """Time training steps of the three models in turn, so that a change in the machine's pace meets all alike.
+
+    Prints the median tokens/s of each over `rounds` turns of `steps` steps, and its ratio to `lstm`.
+    """
+    trainers, speeds = {}, {}
+    for name in MODELS:
+        torch.manual_seed(args.seed)
+        settings = {**vars(args), "model": name, "window": args.bptt}
+        model = build_model(settings, len(corpus.vocabulary)).to(device).train()
+        trainers[name], speeds[name] = Trainer(model, corpus, args, out, status), []
+    for turn in range(rounds + 1):
+        for name, trainer in trainers.items():
+            begun = time.monotonic()
+            for _ in range(steps):
+                trainer.training_step()
+            trainer.losses[-1].item()  # a GPU is waited for
+            if turn:  # the first is to warm up
+                speeds[name].append(steps * args.bptt * args.batch_size / (time.monotonic() - begun))
+    for name, trainer in trainers.items():
+        count, median = sum(p.numel() for p in trainer.model.parameters()), statistics.median(speeds[name])
+        ratio = median / statistics.median(speeds["lstm"])
+        status.line(f"{name:>10} {count:>12,} parameters {median:>8,.0f} tokens/s  {ratio:.2f} of lstm")
+
+
 def handle_interrupt(handler):
     """Set what Ctrl-C does and return what it did; outside the main thread it can't be set, nor arrives."""
     try:
@@ -394,7 +423,7 @@ def handle_interrupt(handler):
 def checkpoint_dict(model, vocabulary, args, results):
     """All that sampling needs, in plain types that `torch.load(weights_only=True)` reads."""
     return {
-        "settings": {name: value for name, value in vars(args).items() if name not in ("resume", "out")},
+        "settings": {name: value for name, value in vars(args).items() if name not in ("resume", "out", "benchmark")},
         "vocabulary": {"index2word": vocabulary.index2word, "form": vocabulary.form},
         "weights": model.state_dict(),
         "results": results,
@@ -428,6 +457,8 @@ def main(argv=None):
         raise InputError(f"{args.data} is not the text that {args.resume} was trained on: it gives another vocabulary")
     sizes = ", ".join(f"{len(getattr(corpus, split)):,} {split}" for split in SPLITS)
     status.line(f"{sizes} tokens, {len(corpus.vocabulary):,} different")
+    if args.benchmark:
+        return benchmark(args, corpus, device, out, status)
     model = build_model(vars(args), len(corpus.vocabulary)).to(device)
     trainer = Trainer(model, corpus, args, out, status)
     if saved:
@@ -446,8 +477,11 @@ def main(argv=None):
     status.line(f"best valid perplexity {results['valid_ppl']:.2f}, kept in {out / 'checkpoint.pt'}")
     per_token = f" ({nats:.4f} nats per character)" if args.level == "char" else ""
     status.line(f"test perplexity {results['test_ppl']:.2f}{per_token}")
-    steps = continuations(model, vocabulary, [], 60 if args.level == "word" else 300, 1, args.seed, temperature=0.7)
-    print("\n" + "".join(detokenise((token for (token,) in steps), vocabulary.form)).strip())
+    word = args.level == "word"
+    prompt = vocabulary.decode(corpus.valid[: 10 if word else 40])
+    steps = continuations(model, vocabulary, prompt, 60 if word else 300, 1, args.seed, temperature=0.7)
+    text = detokenise(itertools.chain(prompt, (token for (token,) in steps)), vocabulary.form)
+    print(f"\nThe first words of the validation text, and how {args.model} goes on:\n\n" + "".join(text).strip())
     return {**results, "checkpoint": str(out / "checkpoint.pt")}
 
 
