@@ -84,8 +84,9 @@ class AttentionLM(LanguageModel):
         memory. Reading a text at once, in pieces or token by token is the same.
         """
         if state is None:
-            zeros = self.output.weight.new_zeros(self.num_layers, input.shape[1], self.hidden_size)
-            state = (input[:0], zeros[0, :, None][:, :0], zeros, zeros, zeros, zeros)
+            B, new_zeros = input.shape[1], self.output.weight.new_zeros
+            zeros = new_zeros(self.num_layers, B, self.hidden_size)
+            state = (input[:0], new_zeros(B, 0, self.hidden_size), zeros, zeros, zeros, zeros)
         tokens, memory, h_enc, c_enc, h_dec, c_dec = state
         h, c = list(h_dec), list(c_dec)  # a (B, H) for each layer
         first, *upper = self.decoder

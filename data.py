@@ -86,7 +86,8 @@ def number(kind, low, high=None, open_low=False):
             value = kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text} is not a number of type {kind.__name__}") from None
-        if not (value > low if open_low else value >= low) or (high is not None and value > high):
+        high_enough = value > low if open_low else value >= low
+        if not (math.isfinite(value) and high_enough and (high is None or value <= high)):
             bounds = ("above " if open_low else "at least ") + str(low) + (f" and at most {high}" if high else "")
             raise argparse.ArgumentTypeError(f"{text} is out of range: it must be {bounds}")
         return value
@@ -101,6 +102,9 @@ def run(main):
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
     except BrokenPipeError:  # who read our output has left, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -194,8 +198,8 @@ class Vocabulary:
         return len(self.index2word)
 
     def index(self, word):
-        """The number of a word as it is, else of its lower case, else of `<unk>`."""
-        return self.word2index.get(word, self.word2index.get(word.lower(), self.word2index[UNK]))
+        """The number of a token, or of `<unk>`."""
+        return self.word2index.get(word, self.word2index[UNK])
 
     @property
     def start(self):
@@ -439,8 +443,9 @@ def kneser_ney(train, test, order, vocabulary_size):
         P(w | context) = max(count(context w) - D, 0) / count(context)
                          + D types(context) / count(context) * P(w | shorter context)
 
-    Below the highest order, counts are of the different tokens seen on the left, and
-    D = n1 / (n1 + 2 n2), by the number of grams seen once and twice, in each order (Kneser and Ney, 1995; Chen and Goodman, 1999).
+    Below the highest order, counts are of the different tokens seen on the left. In each
+    order D = n1 / (n1 + 2 n2), n1 and n2 the grams counted once and twice (Kneser and
+    Ney, 1995; Chen and Goodman, 1999).
 
     train, test: lists of token numbers.  order: the n.
     """

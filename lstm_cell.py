@@ -125,18 +125,19 @@ class LSTMCell(nn.Module):
 
 
 def operand(x, like=None):
-    """A matrix in the form in which its products are fastest, or in the form of another operand.
+    """A matrix (N, K) in the form in which its products are fastest, or in the form of another operand.
 
     Under autocast that is its lower precision. In float32 on a CPU it is oneDNN's: torch
     multiplies dense float32 matrices with MKL, which on some processors reaches half of
-    the speed that oneDNN, the library under `nn.LSTM`, has there.
+    the speed that oneDNN, the library under `nn.LSTM`, has there. A few rows are not worth
+    the conversion.
     """
     if like is not None:
         return x.to_mkldnn() if like.is_mkldnn else x.to(like.dtype)
     if torch.is_autocast_enabled(x.device.type):
         return x.to(torch.get_autocast_dtype(x.device.type))
-    oneDNN = x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
-    return x.to_mkldnn() if oneDNN else x
+    dense = x.device.type != "cpu" or x.dtype != torch.float32 or len(x) < 8 or not torch.backends.mkldnn.is_available()
+    return x if dense else x.to_mkldnn()
 
 
 def product(a, b, bias=None):
@@ -151,7 +152,7 @@ class Recurrence(torch.autograd.Function):
     @staticmethod
     def forward(ctx, zx, h, c, weight_hh):
         """zx = W_ih x + b (T, B, 4H), h and c (B, H), weight_hh (4H, H) -> all h' (T, B, H), last h', last c'."""
-        W_hh = operand(weight_hh)
+        W_hh = operand(weight_hh, like=operand(h))
         ctx.h0, ctx.W_hh, ctx.zx_dtype, ctx.steps = h, W_hh, zx.dtype, []
         outputs = []
         for zx_t in zx.unbind(0):
@@ -219,13 +220,12 @@ class LSTM(nn.Module):
         expect("c", c, self.num_layers, B, self.hidden_size)
         output, h_n, c_n = input, [], []
         for layer in range(self.num_layers):
-            parameter = lambda name: getattr(self, f"{name}_l{layer}")
             if layer and self.dropout:
                 output = F.dropout(output, self.dropout, self.training)
-            x = operand(output.flatten(0, 1))  # (T * B, I)
-            bias = parameter("bias_ih") + parameter("bias_hh") if self.bias else None
-            zx = product(x, parameter("weight_ih"), bias).view(T, B, -1)  # (T, B, 4H)
-            output, h_last, c_last = Recurrence.apply(zx, h[layer], c[layer], parameter("weight_hh"))
+            weight_ih, weight_hh = getattr(self, f"weight_ih_l{layer}"), getattr(self, f"weight_hh_l{layer}")
+            bias = getattr(self, f"bias_ih_l{layer}") + getattr(self, f"bias_hh_l{layer}") if self.bias else None
+            zx = product(operand(output.flatten(0, 1)), weight_ih, bias).view(T, B, -1)  # (T, B, 4H)
+            output, h_last, c_last = Recurrence.apply(zx, h[layer], c[layer], weight_hh)
             h_n.append(h_last)
             c_n.append(c_last)
         return output, (torch.stack(h_n), torch.stack(c_n))

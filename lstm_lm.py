@@ -25,7 +25,6 @@ A state is a tuple of tensors; how many and which is the model's own affair.
 Sizes in comments: T steps, B streams, V words, E embedding, H hidden units, L layers.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import nn
 

@@ -25,13 +25,14 @@ import argparse
 import html
 import inspect
 import io
+import itertools
 import pathlib
 import shutil
 import sys
 import textwrap
 import warnings
 
-from data import EOS, UNK, InputError, Parser, Vocabulary, detokenise, number, run, tokenise
+from data import EOS, SPLITS, UNK, InputError, Parser, Vocabulary, detokenise, number, run, tokenise
 import torch
 
 from attention_lm import AttentionLM
@@ -111,7 +112,7 @@ def choose(log_probs, temperature=None, top_k=None, top_p=None, generator=None):
     """
     if temperature is None:
         return log_probs.argmax(dim=-1)
-    logits = log_probs / temperature  # (B, V)
+    logits = (log_probs - log_probs.max(dim=-1, keepdim=True).values) / temperature  # (B, V), 0 at the best
     if top_k is not None:
         kth = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]  # (B, 1)
         logits = logits.masked_fill(logits < kth, -torch.inf)
@@ -146,6 +147,8 @@ def prompt_tokens(text, vocabulary):
     tokens = tokenise(text, vocabulary.form)
     if tokens and tokens[-1] == EOS:
         tokens.pop()  # the prompt's last sentence may go on
+    if vocabulary.form == "lines":  # The is the in a corpus of lower case
+        tokens = [token if token in vocabulary.word2index else token.lower() for token in tokens]
     if not tokens:
         raise InputError("the prompt is empty: give some words, or leave --prompt out to start from nothing")
     unknown = [token for token in tokens if vocabulary.index(token) == vocabulary.index(UNK) and token != UNK]
@@ -223,21 +226,23 @@ def attention_svg(windows):
                 f'<text x="{left - 8}" y="{y + (row + 0.7) * cell:.0f}" text-anchor="end">{html.escape(word)}</text>'
             )
             for column, weight in enumerate(weights):
-                title = html.escape(f"{word} looked at {memory[column]}: {weight:.3f}")
+                words = html.escape(f"{word} looked at {memory[column]}: {weight:.3f}")
                 parts.append(
                     f'<rect x="{left + column * cell}" y="{y + row * cell}" width="{cell - 1}" height="{cell - 1}" '
-                    f'fill="#0b5394" fill-opacity="{0.04 + 0.96 * weight / max(weights):.3f}"><title>{title}</title></rect>'
+                    f'fill-opacity="{0.04 + 0.96 * weight / max(weights):.3f}"><title>{words}</title></rect>'
                 )
         y += len(rows) * cell + 20
     width = left + cell * max((len(memory) for memory, _ in windows), default=0) + 60
-    style = "<style>text{font:12px sans-serif;fill:#222}</style><rect width='100%' height='100%' fill='#fff'/>"
+    style = "<style>text{font:12px sans-serif;fill:#222}rect{fill:#0b5394}</style>"
+    style += '<rect width="100%" height="100%" style="fill:#fff"/>'
     return f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{y}">{style}{"".join(parts)}</svg>\n'
 
 
-def show_attention(path, file, model, vocabulary, tokens):
-    """Draw what an attention model's words looked at, in the terminal and into an SVG file, if named."""
-    if not isinstance(model, AttentionLM):
-        raise InputError(f"{path} has no attention to show: train one with --model attention")
+def show_attention(file, model, vocabulary, tokens):
+    """Draw what each word of a text looked at, in the terminal and, unless `file` is empty, as an SVG file.
+
+    Raises InputError when the text is shorter than a window, or the file cannot be written.
+    """
     windows = attention_windows(model, vocabulary, tokens)
     if not windows:
         raise InputError(f"the memory is empty for the first {model.window} words: give --tokens {2 * model.window}")
@@ -254,7 +259,7 @@ def show_attention(path, file, model, vocabulary, tokens):
 
 
 def device_of(name):
-    """ "auto", or a device's name -> a torch.device that is there.  Raises InputError if it is not."""
+    """A device's name, or "auto" -> a torch.device that is there.  Raises InputError if it is not."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -264,7 +269,16 @@ def device_of(name):
     return torch.device(name)
 
 
+def read_stdin():
+    """Standard input as text, without its last line end.  Raises InputError if it is not text."""
+    try:
+        return sys.stdin.read().rstrip("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"the prompt on standard input is not UTF-8: byte {error.start}") from None
+
+
 def parse_arguments(argv):
+    """The flags -> a namespace."""
     parser = Parser(description=inspect.cleandoc(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoints", nargs="+", metavar="checkpoint.pt", help="several are shown side by side")
     text = parser.add_argument_group("text")
@@ -294,6 +308,28 @@ def parse_arguments(argv):
     return parser.parse_args(argv)
 
 
+def title(path, checkpoint):
+    """A checkpoint's path with the perplexities that training found."""
+    results = checkpoint.get("results", {})
+    known = [f"{split} perplexity {results[f'{split}_ppl']:.2f}" for split in SPLITS if f"{split}_ppl" in results]
+    return ", ".join([str(path), *known])
+
+
+def stream(given, steps, form):
+    """Print a prompt and its continuation as it is made -> the list of all its tokens."""
+    tokens = []
+
+    def as_made():
+        for token in itertools.chain(given, (token for (token,) in steps)):
+            tokens.append(token)
+            yield token
+
+    for piece in detokenise(as_made(), form):
+        print(piece, end="", flush=True)
+    print()
+    return tokens
+
+
 def main(argv=None):
     """Run the command; argv is a list of words as in a shell, sys.argv if None.
 
@@ -302,55 +338,36 @@ def main(argv=None):
     args = parse_arguments(argv)
     device = device_of(args.device)
     loaded = [load_checkpoint(path, device, args.model) for path in args.checkpoints]
+    for path, (model, _, _) in zip(args.checkpoints, loaded):
+        if args.show_attention is not None and not isinstance(model, AttentionLM):
+            raise InputError(f"{path} has no attention to show: train one with --model attention")
+    prompts = [read_stdin() if text == "-" else text for text in args.prompt or []] or [None]
     temperatures = args.temperature or ([] if args.greedy else [0.8])
-    decoders = [("greedy", None)] * args.greedy + [(f"temperature {t:g}", t) for t in temperatures]
-    titles = []
-    for path, (_, _, checkpoint) in zip(args.checkpoints, loaded):
-        results = checkpoint.get("results", {})
-        known = [
-            f"{split} perplexity {results[split + '_ppl']:.2f}"
-            for split in ("valid", "test")
-            if split + "_ppl" in results
-        ]
-        titles.append(", ".join([path, *known]))
-    prompts = [sys.stdin.read() if text == "-" else text for text in args.prompt or []] or [None]
-    width = shutil.get_terminal_size((120, 24)).columns
-    for prompt in prompts:
-        for decoder, temperature in decoders:
-            if len(loaded) * len(prompts) * len(decoders) > 1:
-                print(f"\n=== {'from nothing' if prompt is None else prompt.strip()!r}, {decoder} ===\n")
-            columns = []
-            for path, title, (model, vocabulary, _) in zip(args.checkpoints, titles, loaded):
-                given, unknown = ([], []) if prompt is None else prompt_tokens(prompt, vocabulary)
-                if unknown:
-                    print(f"note: {path} does not know {', '.join(unknown)}; read as {UNK}", file=sys.stderr)
-                steps = continuations(
-                    model, vocabulary, given, args.tokens, args.num_samples, args.seed,
-                    temperature=temperature, top_k=args.top_k, top_p=args.top_p,
-                )  # fmt: skip
-                if args.num_samples == len(loaded) == 1:  # alone: as it is made
-                    made = list(given)
-
-                    def as_made():
-                        yield from given
-                        for (token,) in steps:
-                            made.append(token)
-                            yield token
-
-                    for piece in detokenise(as_made(), vocabulary.form):
-                        print(piece, end="", flush=True)
-                    print()
-                    samples = [made]
-                else:
-                    samples = [[*given, *new] for new in zip(*steps)]
-                    texts = ["".join(detokenise(sample, vocabulary.form)).strip() for sample in samples]
-                    columns.append((title, "\n\n".join(texts)))
-                if args.show_attention is not None:
-                    if columns:
-                        print(compare(columns, width))
-                    show_attention(path, args.show_attention, model, vocabulary, samples[0])
-            if columns and args.show_attention is None:
-                print(compare(columns, width))
+    decoders = [None] * args.greedy + temperatures
+    alone = len(loaded) == args.num_samples == 1
+    for prompt, temperature in itertools.product(prompts, decoders):
+        if not alone or len(prompts) * len(decoders) > 1:
+            how = f"temperature {temperature:g}" if temperature else "greedy"
+            print(f"\n=== {'from nothing' if prompt is None else prompt.strip()}, {how} ===\n")
+        columns, firsts = [], []
+        for path, (model, vocabulary, checkpoint) in zip(args.checkpoints, loaded):
+            given, unknown = ([], []) if prompt is None else prompt_tokens(prompt, vocabulary)
+            if unknown:
+                print(f"note: {path} does not know {', '.join(unknown)}; read as {UNK}", file=sys.stderr)
+            how = dict(temperature=temperature, top_k=args.top_k, top_p=args.top_p)
+            steps = continuations(model, vocabulary, given, args.tokens, args.num_samples, args.seed, **how)
+            if alone:
+                firsts.append(stream(given, steps, vocabulary.form))
+            else:
+                samples = [[*given, *new] for new in zip(*steps)]
+                texts = ["".join(detokenise(sample, vocabulary.form)).strip() for sample in samples]
+                columns.append((title(path, checkpoint), "\n\n".join(texts)))
+                firsts.append(samples[0])
+        if columns:
+            print(compare(columns, shutil.get_terminal_size((120, 24)).columns))
+        if args.show_attention is not None:
+            for tokens, (model, vocabulary, _) in zip(firsts, loaded):
+                show_attention(args.show_attention, model, vocabulary, tokens)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import lstm_cell
 import sample
 import train
 from attention_lm import AttentionLM, attention
@@ -454,7 +453,7 @@ def test_vocabulary():
     train_tokens = "b b b a a c <eos> <eos>".split()
     vocabulary = Vocabulary.build(train_tokens, "text", min_count=2)
     assert vocabulary.index2word == ["b", "<eos>", "a", "<unk>"]  # by frequency, then by name
-    assert vocabulary.encode(["a", "c", "B", "zebra"]).tolist() == [2, 3, 0, 3]
+    assert vocabulary.encode(["a", "c", "b", "zebra"]).tolist() == [2, 3, 0, 3]
     assert Vocabulary.build(train_tokens, "text", max_size=3).index2word == ["<unk>", "b", "<eos>"]
     draw = random.Random(0)
     for _ in range(20):
@@ -596,7 +595,7 @@ def test_greedy_and_temperature():
     assert torch.equal(sample.choose(log_probs), best)
     for seed in range(20):  # temperature -> 0 tends to greedy, and one of one is the best
         generator = torch.Generator().manual_seed(seed)
-        assert torch.equal(sample.choose(log_probs, temperature=1e-4, generator=generator), best)
+        assert torch.equal(sample.choose(log_probs, temperature=10.0**-seed / 1000, generator=generator), best)
         assert torch.equal(sample.choose(log_probs, temperature=1.0, top_k=1, generator=generator), best)
         assert torch.equal(sample.choose(log_probs, temperature=1.0, top_p=1e-9, generator=generator), best)
     for temperature in (0.5, 1.0, 2.0):  # draws follow P^(1/t)
@@ -609,9 +608,11 @@ def test_greedy_and_temperature():
 
 def test_top_k_and_top_p_keep_the_right_tokens():
     p = torch.tensor([[0.1, 0.4, 0.05, 0.25, 0.2]]).log().expand(5000, -1)
-    kept = lambda **how: set(
-        sample.choose(p, temperature=1.0, generator=torch.Generator().manual_seed(0), **how).tolist()
-    )
+
+    def kept(**how):
+        generator = torch.Generator().manual_seed(0)
+        return set(sample.choose(p, temperature=1.0, generator=generator, **how).tolist())
+
     assert kept(top_k=2) == {1, 3} and kept(top_k=99) == {0, 1, 2, 3, 4}
     assert kept(top_p=0.39) == {1} and kept(top_p=0.41) == {1, 3} and kept(top_p=0.9) == {0, 1, 3, 4}
     assert kept(top_k=3, top_p=0.6) == {1, 3}
@@ -759,6 +760,7 @@ def test_resume_refuses_another_model_or_text(trained, tmp_path):
         (["--hidden-size", "17"], "--hidden-size 16, not 17"),
         (["--model", "attention"], "--model cell"),
         (["--data", "ptb"], "--data"),
+        (["--batch-size", "5"], "--batch-size 4, not 5"),
     ]:
         with pytest.raises(InputError, match=message):
             train.main(["--resume", folder, *flags])
@@ -766,12 +768,15 @@ def test_resume_refuses_another_model_or_text(trained, tmp_path):
         train.main(["--resume", str(tmp_path)])
 
 
-def test_training_stops_at_the_target_and_at_the_time(corpus_file, tmp_path, capsys):
+def test_training_stops_at_the_target_and_at_the_time(corpus_file, tmp_path, monkeypatch):
     flags = ["--data", corpus_file, "--out", str(tmp_path), *SMALL]
     assert train.main([*flags, "--epochs", "500", "--target-ppl", "9"])["valid_ppl"] <= 9
-    train.main([*flags, "--epochs", "100000", "--minutes", "0.03"])
-    rows = list(csv.DictReader(open(tmp_path / "log.csv")))
-    assert 1.5 < float(rows[-1]["seconds"]) < 15  # 1.8 s and the validation after
+    rates = []
+    monkeypatch.setattr(train, "schedule", lambda progress: rates.append(progress) or 0.1)
+    monkeypatch.setattr(train.time, "monotonic", itertools.count(0, 0.01).__next__)  # each look at the clock is 10 ms
+    train.main([*flags, "--epochs", "100000", "--minutes", "0.05"])
+    assert 20 < len(rates) < 300 and rates == sorted(rates)  # 3 s are 300 looks
+    assert rates[0] < 0.1 and 0.9 < rates[-1] <= 1  # the schedule ends when the time does
 
 
 def test_a_loss_that_is_no_number_keeps_the_best(corpus_file, tmp_path, monkeypatch):
@@ -851,6 +856,15 @@ def test_the_commands_run_without_a_warning(name, corpus_file, tmp_path):
     ran = command(HERE / "sample.py", path, "--prompt", "-", "--tokens", "9", input="The cat")
     assert (ran.returncode, ran.stderr) == (0, "")
     assert ran.stdout.startswith("the cat ")
+
+
+def test_a_prompt_is_cut_as_the_corpus_was():
+    lower = Vocabulary(["the", "<unk>", "N", "<eos>", "end", "."], "lines")
+    assert sample.prompt_tokens("The N end", lower) == (["the", "N", "end"], [])
+    assert sample.prompt_tokens("The zebra", lower) == (["the", "zebra"], ["zebra"])
+    text = Vocabulary(lower.index2word, "text")
+    assert sample.prompt_tokens("The END. 42", text) == (["the", "end", ".", "<eos>", "N"], [])
+    assert sample.prompt_tokens("The", Vocabulary(["T", "h", "<unk>"], "chars")) == (["T", "h", "e"], ["e"])
 
 
 def sampled(capsys, *words):
@@ -981,6 +995,7 @@ BAD_SAMPLING = {
     "temperature": (["good.pt", "--temperature", "0"], "--temperature.*above 0"),
     "negative": (["good.pt", "--temperature", "-1"], "--temperature"),
     "nan": (["good.pt", "--temperature", "nan"], "--temperature"),
+    "infinite": (["good.pt", "--temperature", "inf"], "--temperature"),
     "top-k": (["good.pt", "--top-k", "0"], "--top-k.*at least 1"),
     "top-p": (["good.pt", "--top-p", "1.5"], "--top-p.*at most 1"),
     "tokens": (["good.pt", "--tokens", "0"], "--tokens.*at least 1"),

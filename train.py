@@ -49,8 +49,9 @@ from sample import build_model, continuations, device_of, load_checkpoint, read_
 
 MODELS = ["lstm", "cell", "attention"]
 COLUMNS = ["step", "epoch", "seconds", "tokens_per_second", "train_loss", "valid_loss", "valid_ppl"]
-MODEL_SETTINGS = ["model", "input", "embedding_size", "hidden_size", "layers", "dropout", "tie_weights", "window"]
-CORPUS_SETTINGS = ["data", "level", "min_count", "vocab_size"]
+FIXED = (  # the flags that a resumed run must keep
+    "model input embedding_size hidden_size layers dropout tie_weights data level min_count vocab_size batch_size bptt"
+).split()
 
 
 def parse_arguments(argv, defaults=None):
@@ -161,7 +162,7 @@ def low_precision(name, device):
         fast = torch.cuda.is_bf16_supported()
     else:
         abilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-        fast = any(abilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
+        fast = any(abilities.get(kind) for kind in ("avx512_bf16", "amx_bf16"))
     slow = name == "bfloat16" and not fast
     return name == "bfloat16" or (name == "auto" and fast), "no fast bfloat16 on this device" if slow else None
 
@@ -235,13 +236,12 @@ def read_resume(directory, argv):
     if "optimizer" not in saved:
         raise InputError(f"{path} is not a resume.pt that train.py wrote")
     args = parse_arguments(argv, defaults=saved["settings"])
-    for name in MODEL_SETTINGS + CORPUS_SETTINGS:
-        if getattr(args, name) != saved["settings"][name]:
-            flag = "--bptt" if name == "window" else "--" + name.replace("_", "-")
-            raise InputError(
-                f"{directory} was trained with {flag} {saved['settings'][name]}, not {getattr(args, name)}: "
-                "leave the flag out, or train anew without --resume"
-            )
+    for name in FIXED:
+        kept, asked = saved["settings"][name], getattr(args, name)
+        if kept != asked:
+            flag = "--" + name.replace("_", "-")
+            advice = "leave the flag out, or train anew without --resume"
+            raise InputError(f"{directory} was trained with {flag} {kept}, not {asked}: {advice}")
     return args, saved
 
 
@@ -281,6 +281,7 @@ class Trainer:
 
         def interrupt(*_):
             self.interrupted = True
+            handle_interrupt(before)  # a second Ctrl-C ends it at once
 
         before = handle_interrupt(interrupt)
         every = self.args.valid_every or len(self.batches)
@@ -320,8 +321,8 @@ class Trainer:
         recent, done = torch.stack(self.losses[-50:]).mean().item(), self.progress()
         left = (time.monotonic() - self.begun) * (1 - done) / max(done, 1e-9)
         self.status.update(
-            f"epoch {self.step / len(self.batches):5.2f}  step {self.step:>5}  loss {recent:.3f}  ppl {perplexity(recent):7.2f}"
-            f"  {self.tokens / self.seconds:>6,.0f} tokens/s  {clock(left)} left"
+            f"epoch {self.step / len(self.batches):5.2f}  step {self.step:>5}  loss {recent:.3f}  "
+            f"ppl {perplexity(recent):7.2f}  {self.tokens / self.seconds:>6,.0f} tokens/s  {clock(left)} left"
         )
 
     def validate(self):
@@ -441,7 +442,7 @@ def save(path, contents):
 def main(argv=None):
     """Train, test and write a sample; argv is a list of words as in a shell, sys.argv if None.
 
-    Returns a dict with valid_ppl, test_ppl and checkpoint, the path.
+    Returns a dict with valid_ppl, test_ppl and checkpoint, the path; None after --benchmark.
     Raises InputError for whatever the user can mend.
     """
     args, saved = parse_arguments(argv), None
