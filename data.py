@@ -227,9 +227,12 @@ def python_docs():
     Modules and topics are shuffled, with a fixed seed, so that the splits are alike.
 
     Returns a list of documents (str), one a module or topic.
+    Raises InputError where this Python was installed without its documentation.
     """
-    from pydoc_data.topics import topics
-
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:
+        raise InputError("this Python has no pydoc_data: give another corpus, ptb or a text file") from None
     root = pathlib.Path(sysconfig.get_path("stdlib"))
     skip = "test tests encodings idlelib lib2to3 turtledemo ensurepip pydoc_data site-packages dist-packages".split()
     documents = [topics[name] for name in sorted(topics)]

@@ -168,12 +168,11 @@ def compare(columns, width):
     each = (width - 3 * (len(columns) - 1)) // len(columns)
     if each < 24:
         return "\n\n".join(f"{title}\n{text}" for title, text in columns)
-    wrapped = [
-        textwrap.wrap(title, each)
-        + ["-" * each]
-        + [row for line in text.split("\n") for row in textwrap.wrap(line, each) or [""]]
-        for title, text in columns
-    ]
+
+    def wrap(text):
+        return [row for line in text.split("\n") for row in textwrap.wrap(line, each) or [""]]
+
+    wrapped = [[*wrap(title), "-" * each, *wrap(text)] for title, text in columns]
     height = max(map(len, wrapped))
     rows = zip(*(column + [""] * (height - len(column)) for column in wrapped))
     return "\n".join(" | ".join(f"{cell:{each}}" for cell in row).rstrip() for row in rows)
@@ -309,10 +308,10 @@ def parse_arguments(argv):
 
 
 def title(path, checkpoint):
-    """A checkpoint's path with the perplexities that training found."""
+    """A checkpoint's path and, on a second line, the perplexities that training found."""
     results = checkpoint.get("results", {})
-    known = [f"{split} perplexity {results[f'{split}_ppl']:.2f}" for split in SPLITS if f"{split}_ppl" in results]
-    return ", ".join([str(path), *known])
+    known = [f"{results[f'{split}_ppl']:.2f} {split}" for split in SPLITS if f"{split}_ppl" in results]
+    return f"{path}\nperplexity {', '.join(known)}" if known else str(path)
 
 
 def stream(given, steps, form):

@@ -293,6 +293,8 @@ class Trainer:
                     self.validate()
                 elif self.status.is_due():
                     self.show()
+            if self.interrupted:
+                self.status.line("stopping: one more validation, then the test; Ctrl-C again ends at once")
             if self.losses:
                 self.validate()
         finally:
@@ -316,9 +318,18 @@ class Trainer:
         self.tokens += target.numel()
         self.seconds += time.monotonic() - begun
 
+    def mean_loss(self, last=0):
+        """Mean of the losses since the last validation, or of the `last` ones; InputError if it is no number."""
+        loss = torch.stack(self.losses[-last:]).mean().item()
+        if not math.isfinite(loss):
+            best = self.out / "checkpoint.pt"
+            kept = f"; {best} holds the best model before that" if self.best < math.inf else ""
+            raise InputError(f"the loss became {loss} by step {self.step}: try a lower --lr or --clip{kept}")
+        return loss
+
     def show(self):
         """Tell how it goes."""
-        recent, done = torch.stack(self.losses[-50:]).mean().item(), self.progress()
+        recent, done = self.mean_loss(last=50), self.progress()
         left = (time.monotonic() - self.begun) * (1 - done) / max(done, 1e-9)
         self.status.update(
             f"epoch {self.step / len(self.batches):5.2f}  step {self.step:>5}  loss {recent:.3f}  "
@@ -330,14 +341,7 @@ class Trainer:
 
         Raises InputError, before anything is saved, when the training loss is no number any more.
         """
-        train_loss = torch.stack(self.losses).mean().item()
-        if not math.isfinite(train_loss):
-            kept = (
-                f"{self.out / 'checkpoint.pt'} holds the best model before that"
-                if self.best < math.inf
-                else "no model yet"
-            )
-            raise InputError(f"the loss became {train_loss} by step {self.step}: try a lower --lr or --clip; {kept}")
+        train_loss = self.mean_loss()
         valid_loss = evaluate(self.model, self.valid, self.vocabulary.start)
         epoch, spent, speed = self.step / len(self.batches), time.monotonic() - self.begun, self.tokens / self.seconds
         ppl = perplexity(valid_loss)
@@ -417,7 +421,7 @@ def handle_interrupt(handler):
     """Set what Ctrl-C does and return what it did; outside the main thread it can't be set, nor arrives."""
     try:
         return signal.signal(signal.SIGINT, handler)
-    except ValueError:
+    except (ValueError, TypeError):
         return None
 
 
