@@ -3,14 +3,15 @@
     from attention_lm import AttentionLM
     model = AttentionLM(vocab_size=10000, embedding_size=200, hidden_size=200, window=35)
     log_probs, state = model(input, state)
-    log_probs, weights = model.attend(input, state)[:2]     # to look at
+    h, weights, state = model.attend(input, state)          # the weights, to look at
 
 The text is cut into windows of W tokens. While the decoder reads a window and predicts,
 the encoder's hidden states over the window before are its memory:
 
     memory   m_1 ... m_W = encoder LSTM over the window before
 
-    at each step, with x the token's embedding and h, c the decoder's states:
+    at each step, with x the token's embedding and h, c the decoder's states (with more
+    layers, the top one's h scores and the first one's cell takes the context):
       score_j = m_j . h                            dot product
       a       = softmax(score)                     weights over the memory, sum 1
       context = sum_j a_j m_j                      bmm
@@ -80,7 +81,7 @@ class AttentionLM(LanguageModel):
     def attend(self, input, state=None):
         """input int64 (T, B) -> hidden states (T, B, H), weights, a list of T tensors (B, M), state.
 
-        Any T will do: wherever a window is full, the encoder reads it and it becomes the
+        Any T > 0 will do: wherever a window is full, the encoder reads it and it becomes the
         memory. Reading a text at once, in pieces or token by token is the same.
         """
         if state is None:
@@ -97,13 +98,13 @@ class AttentionLM(LanguageModel):
                 memory, tokens = states.transpose(0, 1).contiguous(), tokens[:0]  # (B, W, H)
             now, input = input.tensor_split([self.window - len(tokens)])
             tokens = torch.cat((tokens, now))
-            # W_ih [x, context] + W_hh h = W_x x + W [context, h]; the first of these for all steps at once
+            # W_ih [x, context] + W_hh h = W_x x + W_rest [context, h]; the first of these for all steps at once
             W_x, W_context = first.weight_ih.split([self.embedding_size, self.hidden_size], dim=1)  # (4H, E), (4H, H)
             zx = F.linear(self.embed(now), W_x, first.bias_ih + first.bias_hh)  # (T, B, 4H)
-            W = torch.cat((W_context, first.weight_hh), dim=1).to(zx.dtype)  # (4H, 2H)
+            W_rest = torch.cat((W_context, first.weight_hh), dim=1).to(zx.dtype)  # (4H, 2H)
             for zx_t in zx:
                 context, a = attention(h[-1], memory)  # (B, H), (B, M)
-                z = zx_t + F.linear(torch.cat((context, h[0]), dim=-1), W)  # (B, 4H)
+                z = zx_t + F.linear(torch.cat((context, h[0]), dim=-1), W_rest)  # (B, 4H)
                 h[0], c[0], _ = lstm_step(z, c[0])
                 for layer, cell in enumerate(upper, 1):
                     h[layer], c[layer] = cell(self.dropout(h[layer - 1]), (h[layer], c[layer]))

@@ -10,18 +10,18 @@ Run it to see what a corpus looks like once it is prepared:
 A text becomes batches in four steps, here "A cat sat. It slept.":
 
     tokens   a cat sat . <eos> it slept . <eos>      normalise: lower case, punctuation apart
-    ids      2  3   4  1   0   5    6   1   0        word2index: 0 is the most frequent token
-    pairs    input   0 2 3 4 1 0 5 6 1               each target is the next input, and the
-             target  2 3 4 1 0 5 6 1 0               first token is predicted from <eos>
+    ids      2  3   5  0   1   4    6   0   1        word2index: by frequency, then by name
+    pairs    input   1 2 3 5 0 1 4 6 0               each target is the next input, and the
+             target  2 3 5 0 1 4 6 0 1               first token is predicted from <eos>
     batch    the pairs cut into B parallel streams: time runs down, the streams stand side
              by side. With B = 2 (and the ninth pair left over, in training only):
 
                  input   target
-                 0  1    2  0        A window of `bptt` rows, here 2, is one training
-                 2  0    3  5        step. The next window goes on in the same streams,
+                 1  0    2  1        A window of `bptt` rows, here 2, is one training
+                 2  1    3  4        step. The next window goes on in the same streams,
                  -----   -----       so the model's state is carried from one to the
-                 3  5    4  6        next, and every stream is one long text.
-                 4  6    1  1
+                 3  4    5  6        next, and every stream is one long text.
+                 5  6    0  0
 
 The conventions are those of word-level language modelling since Mikolov et al. (2010):
 a vocabulary made from the training split alone, `<unk>` for rarer words, `<eos>` at the
@@ -84,10 +84,11 @@ def number(kind, low, high=None, open_low=False):
     def parse(text):
         try:
             value = kind(text)
-        except ValueError:
+            finite = math.isfinite(value)
+        except (ValueError, OverflowError):
             raise argparse.ArgumentTypeError(f"{text} is not a number of type {kind.__name__}") from None
         high_enough = value > low if open_low else value >= low
-        if not (math.isfinite(value) and high_enough and (high is None or value <= high)):
+        if not (finite and high_enough and (high is None or value <= high)):
             bounds = ("above " if open_low else "at least ") + str(low) + (f" and at most {high}" if high else "")
             raise argparse.ArgumentTypeError(f"{text} is out of range: it must be {bounds}")
         return value
@@ -101,6 +102,11 @@ def run(main):
         main()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except RuntimeError as error:
+        if "memory" not in str(error):
+            raise
+        print("error: out of memory: ask for smaller sizes (hidden size, batch, samples)", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -399,12 +405,13 @@ def load_corpus(name, level="word", min_count=3, max_size=None):
     """Read a corpus and turn it into numbers.
 
     name: see `read_splits`.  level: "word" or "char".  min_count and max_size: see
-    `Vocabulary.build`; a corpus that holds `<unk>` already is normalised already, and
-    then it is neither normalised again nor are its rare words replaced.
+    `Vocabulary.build`; a corpus with `<unk>` among its words (one in 500 or more) is
+    normalised already: it is taken line by line as it is, rare words and all.
     Raises InputError when there is no such corpus, or too little text in it.
     """
     texts = read_splits(name)
-    form = "chars" if level == "char" else "lines" if UNK in texts[0] else "text"
+    words = texts[0].split()
+    form = "chars" if level == "char" else "lines" if words.count(UNK) > len(words) / 500 else "text"
     splits = [tokenise(text, form) for text in texts]
     for split, tokens in zip(SPLITS, splits):
         if len(tokens) < 10:

@@ -1,6 +1,6 @@
 """The LSTM, written out: one step, its unrolling over time, and its gradient by hand.
 
-    from lstm_cell import LSTM, LSTMCell      # drop-ins for torch.nn.LSTM and torch.nn.LSTMCell
+    from lstm_cell import LSTM, LSTMCell      # drop-ins for time-major torch.nn.LSTM and nn.LSTMCell
 
 One step takes an input x, a hidden state h and a cell state c to new states h', c'
 (Hochreiter and Schmidhuber, 1997, with the forget gate of Gers et al., 2000):
@@ -141,7 +141,7 @@ def operand(x, like=None):
 
 
 def product(a, b, bias=None):
-    """a (N, K), b (M, K), operands alike -> a b^T + bias (N, M), an ordinary tensor."""
+    """An operand a (N, K) times b (M, K), an operand like it or a parameter -> a b^T + bias (N, M), ordinary."""
     out = F.linear(a, b, bias)
     return out.to_dense() if out.is_mkldnn else out
 

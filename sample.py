@@ -98,7 +98,8 @@ def load_checkpoint(path, device="cpu", model=None):
         network = build_model(settings, len(vocabulary)).to(device)
         network.load_state_dict(checkpoint["weights"])
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise InputError(f"{path} does not fit this version: {str(error).splitlines()[0]}") from None
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(f"{path} does not fit the model it is opened with: {reason}") from None
     return network.eval(), vocabulary, checkpoint
 
 
@@ -262,7 +263,8 @@ def device_of(name):
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        torch.empty(1, device=name)
+        if torch.empty(1, device=name).device.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError
     except (RuntimeError, AssertionError):
         raise InputError(f"there is no device {name} here: give cpu, or leave --device out") from None
     return torch.device(name)
@@ -297,7 +299,9 @@ def parse_arguments(argv):
     decoding.add_argument(
         "--top-p", type=number(float, 0, 1, open_low=True), metavar="P", help="draw among those that hold P (1)"
     )
-    decoding.add_argument("--seed", type=int, default=0, help="another seed is another text (%(default)s)")
+    decoding.add_argument(
+        "--seed", type=number(int, 0, 2**62), default=0, help="another seed is another text (%(default)s)"
+    )
     model = parser.add_argument_group("model")
     model.add_argument("--model", choices=["lstm", "cell"], help="open a checkpoint of one with the other (its own)")
     model.add_argument("--device", default="cpu", help="cpu, cuda, mps or auto (%(default)s)")
@@ -344,6 +348,8 @@ def main(argv=None):
     temperatures = args.temperature or ([] if args.greedy else [0.8])
     decoders = [None] * args.greedy + temperatures
     alone = len(loaded) == args.num_samples == 1
+    if args.show_attention and len(prompts) * len(decoders) * len(loaded) > 1:
+        raise InputError("a file takes one picture: give one checkpoint, prompt and temperature, or no file name")
     for prompt, temperature in itertools.product(prompts, decoders):
         if not alone or len(prompts) * len(decoders) > 1:
             how = f"temperature {temperature:g}" if temperature else "greedy"

@@ -501,13 +501,12 @@ def test_the_docstrings_example():
     """The picture in data.py's docstring is what happens."""
     tokens = data.tokenise("A cat sat. It slept.", "text")
     vocabulary = Vocabulary.build(tokens, "text")
-    relabelled = {"<eos>": 0, ".": 1, "a": 2, "cat": 3, "sat": 4, "it": 5, "slept": 6}
-    assert {vocabulary.index(word) for word in ("<eos>", ".")} == {0, 1}
-    ids = torch.tensor([relabelled[token] for token in tokens])
-    input, target = data.pairs(ids, 0)
-    assert ids.tolist() == [2, 3, 4, 1, 0, 5, 6, 1, 0] and input.tolist() == [0, 2, 3, 4, 1, 0, 5, 6, 1]
-    assert data.streams(input, 2).tolist() == [[0, 1], [2, 0], [3, 5], [4, 6]]
-    assert data.streams(target, 2).tolist() == [[2, 0], [3, 5], [4, 6], [1, 1]]
+    ids = vocabulary.encode(tokens)
+    input, target = data.pairs(ids, vocabulary.start)
+    assert tokens == "a cat sat . <eos> it slept . <eos>".split()
+    assert ids.tolist() == [2, 3, 5, 0, 1, 4, 6, 0, 1] and input.tolist() == [1, 2, 3, 5, 0, 1, 4, 6, 0]
+    assert data.streams(input, 2).tolist() == [[1, 0], [2, 1], [3, 4], [5, 6]]
+    assert data.streams(target, 2).tolist() == [[2, 1], [3, 4], [5, 6], [0, 0]]
 
 
 def test_the_built_in_corpus(monkeypatch):
@@ -741,17 +740,22 @@ def interrupt_at(monkeypatch, step):
     monkeypatch.setattr(torch.optim.AdamW, "step", stepping)
 
 
+@pytest.mark.parametrize("step", [60, 130])  # before the first validation, and after it
 @pytest.mark.parametrize("name", MODELS)
-def test_ctrl_c_and_resume_lose_nothing(name, trained, corpus_file, tmp_path, monkeypatch, capsys):
+def test_ctrl_c_and_resume_lose_nothing(name, step, trained, corpus_file, tmp_path, monkeypatch, capsys):
+    out, results, _ = trained[name]
     with monkeypatch.context() as patch:
-        interrupt_at(patch, 60)  # in the middle of the first epoch, where the state is carried
+        interrupt_at(patch, step)
         train.main(["--model", name, "--data", corpus_file, "--out", str(tmp_path), *SMALL])
     printed = capsys.readouterr().out
     assert f"train.py --resume {tmp_path}" in printed and "test perplexity" in printed
     resumed = train.main(["--resume", str(tmp_path)])
-    assert resumed["test_ppl"] == pytest.approx(trained[name][1]["test_ppl"], rel=1e-6)
-    steps = [int(row["step"]) for row in csv.DictReader(open(tmp_path / "log.csv"))]
-    assert steps[0] == 60 and steps == sorted(set(steps))
+    for split in ("valid_ppl", "test_ppl"):
+        assert resumed[split] == pytest.approx(results[split], rel=1e-6)
+    undisturbed, rows = (list(csv.DictReader(open(folder / "log.csv"))) for folder in (out, tmp_path))
+    rows = [row for row in rows if row["step"] != str(step)]  # but for the validation that Ctrl-C may ask for
+    for column in ("step", "epoch", "train_loss", "valid_loss", "valid_ppl"):
+        assert [row[column] for row in rows] == [row[column] for row in undisturbed]
 
 
 def test_resume_refuses_another_model_or_text(trained, tmp_path):
@@ -939,6 +943,8 @@ BAD_TRAINING = {
     "tie one-hot": (["--tie-weights", "--input", "one-hot"], "one-hot"),
     "device": (["--device", "cuda:7"], "no device cuda:7"),
     "device name": (["--device", "toaster"], "no device toaster"),
+    "device meta": (["--device", "meta"], "no device meta"),
+    "huge": (["--bptt", "9" * 400], "--bptt"),
     "out": (["--out", "good.txt"], "cannot be written"),
     "resume": (["--resume", "folder"], "nothing to resume"),
     "flag": (["--no-such-flag"], "--no-such-flag"),
@@ -968,6 +974,7 @@ def bad_folder(tmp_path_factory, trained):
         folder / "misfit.pt",
     )
     torch.save(contents, folder / "good.pt")
+    (folder / "att.pt").write_bytes((trained["attention"][0] / "checkpoint.pt").read_bytes())
     return folder
 
 
@@ -1001,6 +1008,9 @@ BAD_SAMPLING = {
     "tokens": (["good.pt", "--tokens", "0"], "--tokens.*at least 1"),
     "device": (["good.pt", "--device", "cuda:7"], "no device"),
     "nothing": ([], "checkpoint"),
+    "seed": (["good.pt", "--seed", "9" * 30], "--seed"),
+    "other model": (["att.pt", "--model", "cell"], "does not fit the model it is opened with: .*"),
+    "pictures": (["att.pt", "--greedy", "--temperature", "1", "--show-attention", "a.svg"], "one picture"),
 }
 
 

@@ -15,13 +15,15 @@ From Python or a notebook:
 It writes into --out:
 
     checkpoint.pt   the best model by validation perplexity, all that sample.py needs
+                    (that of an earlier run there becomes checkpoint.previous.pt)
     resume.pt       where training stands, all that --resume needs
     log.csv         a row for each validation
 
 Perplexity is exp(mean of -log P(token) in nats) over a split. Every token of the split
 is a target once, and the split is read as one text from beginning to end, its state
-carried throughout, as the papers do; so no batch size has a say in it. The model is
-chosen by the validation split; the test split is read once, at the end.
+carried throughout, as Mikolov et al. (2010) and Zaremba et al. (2014) do; so no batch
+size has a say in it. The model is chosen by the validation split; a run reads the test
+split once, at its end.
 
 Sizes in comments: T steps (bptt), B streams (batch size), N tokens of a split.
 """
@@ -100,7 +102,9 @@ def parse_arguments(argv, defaults=None):
         "--target-ppl", metavar="X", type=number(float, 1), help="stop at this validation perplexity (none)"
     )
     training.add_argument("--valid-every", type=positive, metavar="STEPS", help="steps between validations (an epoch)")
-    training.add_argument("--seed", metavar="N", type=int, default=1, help="of weights and dropout (%(default)s)")
+    training.add_argument(
+        "--seed", metavar="N", type=number(int, 0, 2**62), default=1, help="of weights and dropout (%(default)s)"
+    )
     machine = parser.add_argument_group("machine and files")
     machine.add_argument("--device", default="auto", help="auto, cuda, mps or cpu (%(default)s)")
     machine.add_argument(
@@ -287,16 +291,24 @@ class Trainer:
         every = self.args.valid_every or len(self.batches)
         self.model.train()
         try:
-            while self.progress() < 1 and not self.interrupted and perplexity(self.best) > (self.args.target_ppl or 0):
+            while (
+                (self.step == 0 or self.progress() < 1)
+                and not self.interrupted
+                and perplexity(self.best) > (self.args.target_ppl or 0)
+            ):
                 self.training_step()
                 if self.step % every == 0:
                     self.validate()
+                    self.save_resume()
                 elif self.status.is_due():
                     self.show()
             if self.interrupted:
-                self.status.line("stopping: one more validation, then the test; Ctrl-C again ends at once")
-            if self.losses:
+                self.save_resume()  # before the validation, so that a resumed run is none the wiser
+                self.status.line("stopping: saved; now the test of the best model (Ctrl-C again ends at once)")
+            if self.losses and (not self.interrupted or self.best == math.inf):
                 self.validate()
+            if not self.interrupted:
+                self.save_resume()
         finally:
             handle_interrupt(before)
 
@@ -337,7 +349,7 @@ class Trainer:
         )
 
     def validate(self):
-        """Evaluate on the validation split; log it, keep the model if it is the best, save where training stands.
+        """Evaluate on the validation split; log it and keep the model if it is the best.
 
         Raises InputError, before anything is saved, when the training loss is no number any more.
         """
@@ -363,32 +375,36 @@ class Trainer:
         )
         if valid_loss < self.best:
             checkpoint = self.out / "checkpoint.pt"
-            if self.best == math.inf and checkpoint.exists():  # an earlier run's
+            if self.best == math.inf and not self.resumed and checkpoint.exists():  # an earlier run's
                 checkpoint.replace(self.out / "checkpoint.previous.pt")
+                self.status.line("the checkpoint of an earlier run is now checkpoint.previous.pt")
             self.best = valid_loss
             save(checkpoint, checkpoint_dict(self.model, self.vocabulary, self.args, {"valid_ppl": ppl}))
-        save(self.out / "resume.pt", self.resume_dict())
         self.start_interval()
 
-    def resume_dict(self):
-        """All that `resume` needs to go on as if nothing had happened."""
-        return {
+    def save_resume(self):
+        """Save all that `resume` needs to go on as if nothing had happened."""
+        contents = {
             **checkpoint_dict(self.model, self.vocabulary, self.args, {}),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "state": self.state,
             "best": self.best,
             "seconds": time.monotonic() - self.begun,
+            "interval": (self.losses, self.tokens, self.seconds),
             "random": torch.get_rng_state(),
         }
+        save(self.out / "resume.pt", contents)
 
     def resume(self, saved):
-        """Take up a `resume_dict`."""
+        """Take up what `save_resume` saved."""
         self.model.load_state_dict(saved["weights"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.step, self.best, self.resumed = saved["step"], saved["best"], True
         self.state = tuple(part.to(self.device) for part in saved["state"])
         self.begun = time.monotonic() - saved["seconds"]
+        self.losses, self.tokens, self.seconds = saved["interval"]
+        self.losses = [loss.to(self.device) for loss in self.losses]
         torch.set_rng_state(saved["random"])
 
 
@@ -452,7 +468,8 @@ def main(argv=None):
     args, saved = parse_arguments(argv), None
     if args.resume:
         args, saved = read_resume(args.resume, argv)
-    out, device, status = prepare_output(args), device_of(args.device), Status()
+    out = pathlib.Path(args.out) if args.benchmark else prepare_output(args)
+    device, status = device_of(args.device), Status()
     args.bfloat16, note = low_precision(args.dtype, device)
     keep_freed_memory()
     torch.manual_seed(args.seed)
@@ -461,13 +478,15 @@ def main(argv=None):
     if saved and saved["vocabulary"]["index2word"] != corpus.vocabulary.index2word:
         raise InputError(f"{args.data} is not the text that {args.resume} was trained on: it gives another vocabulary")
     sizes = ", ".join(f"{len(getattr(corpus, split)):,} {split}" for split in SPLITS)
-    status.line(f"{sizes} tokens, {len(corpus.vocabulary):,} different")
+    status.line(f"{sizes} tokens, {len(corpus.vocabulary):,} different, cut as {corpus.vocabulary.form}")
     if args.benchmark:
         return benchmark(args, corpus, device, out, status)
     model = build_model(vars(args), len(corpus.vocabulary)).to(device)
     trainer = Trainer(model, corpus, args, out, status)
     if saved:
         trainer.resume(saved)
+        if trainer.progress() == 1:
+            status.line("this run has ended: give more --epochs or --minutes to go on")
     status.line(
         f"{args.model}: {sum(p.numel() for p in model.parameters()):,} parameters on {device}, "
         f"{'bfloat16' if args.bfloat16 else 'float32'} products{f' (note: {note})' if note else ''}, writing to {out}"
@@ -486,7 +505,10 @@ def main(argv=None):
     prompt = vocabulary.decode(corpus.valid[: 10 if word else 40])
     steps = continuations(model, vocabulary, prompt, 60 if word else 300, 1, args.seed, temperature=0.7)
     text = detokenise(itertools.chain(prompt, (token for (token,) in steps)), vocabulary.form)
-    print(f"\nThe first words of the validation text, and how {args.model} goes on:\n\n" + "".join(text).strip())
+    print(
+        f"\nThe first {len(prompt)} tokens of the validation text, and how {args.model} goes on:\n\n"
+        + "".join(text).strip()
+    )
     return {**results, "checkpoint": str(out / "checkpoint.pt")}
 
 
