@@ -798,6 +798,28 @@ def test_a_loss_that_is_no_number_keeps_the_best(corpus_file, tmp_path, monkeypa
     assert all(value.isfinite().all() for value in sample.read_checkpoint(out / "resume.pt")["weights"].values())
 
 
+@pytest.mark.parametrize("ctrl_c", [False, True])
+def test_weights_that_are_no_numbers_are_never_saved(ctrl_c, corpus_file, tmp_path, monkeypatch):
+    """The step that spoils the weights comes after its loss was seen: only validation, or Ctrl-C's save, can tell."""
+    count, real, spoiled = itertools.count(1), torch.optim.AdamW.step, 97 * 2 - ctrl_c * 40
+
+    def stepping(self, *args, **kwargs):
+        real(self, *args, **kwargs)
+        number = next(count)
+        if number == spoiled:
+            for parameter in self.param_groups[0]["params"]:
+                parameter.data.fill_(float("nan"))
+        if ctrl_c and number == spoiled + 1:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", stepping)
+    with pytest.raises(InputError, match="the loss became nan.*holds the best model"):
+        train.main(["--data", corpus_file, "--out", str(tmp_path), *SMALL])
+    for name in ("checkpoint.pt", "resume.pt"):
+        weights = sample.read_checkpoint(tmp_path / name)["weights"]
+        assert all(value.isfinite().all() for value in weights.values())
+
+
 def test_training_works_outside_the_main_thread(corpus_file, tmp_path):
     results = {}
     flags = ["--data", corpus_file, "--out", str(tmp_path), *SMALL, "--epochs", "1"]

@@ -303,11 +303,12 @@ class Trainer:
                 elif self.status.is_due():
                     self.show()
             if self.interrupted:
-                self.save_resume()  # before the validation, so that a resumed run is none the wiser
+                self.save_resume()  # before a validation, so that a resumed run is none the wiser
                 self.status.line("stopping: saved; now the test of the best model (Ctrl-C again ends at once)")
-            if self.losses and (not self.interrupted or self.best == math.inf):
+                if self.best == math.inf:
+                    self.validate()
+            elif self.losses:
                 self.validate()
-            if not self.interrupted:
                 self.save_resume()
         finally:
             handle_interrupt(before)
@@ -332,7 +333,10 @@ class Trainer:
 
     def mean_loss(self, last=0):
         """Mean of the losses since the last validation, or of the `last` ones; InputError if it is no number."""
-        loss = torch.stack(self.losses[-last:]).mean().item()
+        return self.checked(torch.stack(self.losses[-last:]).mean().item())
+
+    def checked(self, loss):
+        """The loss, if it is a number.  Raises InputError, before anything is saved, if it is not."""
         if not math.isfinite(loss):
             best = self.out / "checkpoint.pt"
             kept = f"; {best} holds the best model before that" if self.best < math.inf else ""
@@ -351,10 +355,10 @@ class Trainer:
     def validate(self):
         """Evaluate on the validation split; log it and keep the model if it is the best.
 
-        Raises InputError, before anything is saved, when the training loss is no number any more.
+        Raises InputError, before anything is saved, when a loss is no number any more.
         """
         train_loss = self.mean_loss()
-        valid_loss = evaluate(self.model, self.valid, self.vocabulary.start)
+        valid_loss = self.checked(evaluate(self.model, self.valid, self.vocabulary.start))
         epoch, spent, speed = self.step / len(self.batches), time.monotonic() - self.begun, self.tokens / self.seconds
         ppl = perplexity(valid_loss)
         row = (
@@ -366,8 +370,9 @@ class Trainer:
             f"{valid_loss:.4f}",
             f"{ppl:.2f}",
         )
-        append = self.resumed or self.best < math.inf
-        with open(self.out / "log.csv", "a" if append else "w", newline="") as file:
+        log = self.out / "log.csv"
+        append = (self.resumed or self.best < math.inf) and log.exists()
+        with open(log, "a" if append else "w", newline="") as file:
             csv.writer(file).writerows([row] if append else [COLUMNS, row])
         self.status.line(
             f"epoch {epoch:5.2f}  step {self.step:>5}  ppl train {perplexity(train_loss):7.2f} valid {ppl:7.2f}"
@@ -383,7 +388,9 @@ class Trainer:
         self.start_interval()
 
     def save_resume(self):
-        """Save all that `resume` needs to go on as if nothing had happened."""
+        """Save all that `resume` needs to go on as if nothing had happened; InputError for a loss that is no number."""
+        if self.losses:
+            self.mean_loss()
         contents = {
             **checkpoint_dict(self.model, self.vocabulary, self.args, {}),
             "optimizer": self.optimizer.state_dict(),
