@@ -34,7 +34,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lstm_cell import LSTM, LSTMCell, lstm_step
+from lstm_cell import LSTM, LSTMCell, dropout, lstm_step
 from lstm_lm import LanguageModel
 
 
@@ -105,9 +105,9 @@ class AttentionLM(LanguageModel):
             for zx_t in zx:
                 context, a = attention(h[-1], memory)  # (B, H), (B, M)
                 z = zx_t + F.linear(torch.cat((context, h[0]), dim=-1), W_rest)  # (B, 4H)
-                h[0], c[0], _ = lstm_step(z, c[0])
+                h[0], c[0], _ = lstm_step(z.to(c[0].dtype), c[0])
                 for layer, cell in enumerate(upper, 1):
-                    h[layer], c[layer] = cell(self.dropout(h[layer - 1]), (h[layer], c[layer]))
+                    h[layer], c[layer] = cell(dropout(h[layer - 1], self.dropout, self.training), (h[layer], c[layer]))
                 outputs.append(h[-1])
                 weights.append(a)
         return torch.stack(outputs), weights, (tokens, memory, h_enc, c_enc, torch.stack(h), torch.stack(c))

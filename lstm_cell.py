@@ -26,9 +26,12 @@ c' (from the next step). From the last step to the first:
     dh  = W_hh^T dz                                     to the step before
     dW_hh = sum over steps of dz h^T                    one product, after the last of them
 
-Autograd would add to dW_hh, a matrix as large as W_hh, at every step; summing inside one
-large product is what makes the unrolled LSTM fast. So does the other hoisted product,
-W_ih x for all steps at once. dc = dc' * f, without a matrix, is why gradients survive.
+dc = dc' * f, without a matrix, is why gradients survive.
+
+What makes it fast is to leave to the loop over the steps only what has to wait for the step
+before. W_ih x is one product for all steps, and so is dW_hh, where autograd would add up
+a matrix of its size at every step. And dz is dc', or dh' in the quarter of o, times factors
+that need neither: those, too, are computed for all steps at once.
 
 Sizes in comments: T steps, B sequences in parallel, I inputs, H hidden units.
 """
@@ -40,36 +43,27 @@ import torch.nn.functional as F
 from torch import nn
 
 
-def tanh(x):
-    """tanh by way of the sigmoid, which torch computes several times faster on a CPU."""
-    return 2 * torch.sigmoid(2 * x) - 1
-
-
-def through_sigmoid(dy, y):
-    """The gradient before y = sigmoid(x) from the one after it: dy * y (1 - y)."""
-    dx = dy * y
-    return dx.addcmul_(dx, y, value=-1)
-
-
-def through_tanh(dy, y):
-    """The gradient before y = tanh(x) from the one after it: dy * (1 - y^2)."""
-    return dy.addcmul(dy * y, y, value=-1)
-
-
-def lstm_step(z, c):
-    """The equations above from z on: z (B, 4H), c (B, H) -> h' (B, H), c' (B, H), and (i, f, g, o, tanh c')."""
-    z_i, z_f, z_g, z_o = z.to(c.dtype).chunk(4, dim=-1)  # (B, H) each; z is bfloat16 under autocast
-    i = torch.sigmoid(z_i)
-    f = torch.sigmoid(z_f)
-    g = tanh(z_g)
-    o = torch.sigmoid(z_o)
-    c = f * c + i * g  # (B, H)
-    tanh_c = tanh(c)
-    h = o * tanh_c  # (B, H)
-    return h, c, (i, f, g, o, tanh_c)
-
-
 # --- One step ----------------------------------------------------------------------------
+
+
+def lstm_step(z, c, out=(None, None, None)):
+    """The equations above from z on: z (B, 4H), c (B, H) -> h', c' and s_c, each (B, H), where tanh(c') = 1 - 2 s_c.
+
+    z itself turns into i, f, s and o, where g = 1 - 2 s. out: where h', c' and s_c shall be written, None for new
+    tensors, which autograd needs.
+
+    tanh(x) = 1 - 2 sigmoid(-2x): with it one sigmoid does for all four gates, and on a CPU it takes torch a fraction
+    of the time of a tanh.
+    """
+    H = c.shape[-1]
+    z.narrow(-1, 2 * H, H).mul_(-2)  # z_i, z_f, -2 z_g, z_o
+    i, f, s, o = z.sigmoid_().chunk(
+        4, dim=-1
+    )  # i, f, o = sigmoid(z_i), sigmoid(z_f), sigmoid(z_o);  g = tanh(z_g) = 1 - 2 s
+    c = torch.addcmul(i, i, s, value=-2, out=out[1]).addcmul_(f, c)  # c' = f * c + i * g,  i * g = i - 2 i s
+    s_c = torch.mul(c, -2, out=out[2]).sigmoid_()  # tanh(c') = 1 - 2 s_c
+    h = torch.addcmul(o, o, s_c, value=-2, out=out[0])  # h' = o * tanh(c') = o - 2 o s_c
+    return h, c, s_c
 
 
 def add_parameters(module, input_size, hidden_size, bias, suffix=""):
@@ -117,74 +111,134 @@ class LSTMCell(nn.Module):
                 raise ValueError(f"LSTMCell takes {name} of 1 or 2 dimensions, got {state.dim()}")
             expect(name, state, *input.shape[:-1], self.hidden_size)
         z = F.linear(input, self.weight_ih, self.bias_ih) + F.linear(h, self.weight_hh, self.bias_hh)  # (B, 4H)
-        h, c, _ = lstm_step(z, c)
+        h, c, _ = lstm_step(z.to(c.dtype), c)
         return h, c
+
+
+# --- What torch has, but not at its fastest on a CPU -----------------------------------------
+
+
+def by_onednn(x):
+    """Whether products with a matrix x (N, K) are better left to oneDNN: in float32 on a CPU, unless they are small.
+
+    torch multiplies float32 matrices with MKL, which on some processors reaches half the speed of oneDNN, the library
+    under `nn.LSTM` and under torch's convolutions.
+    """
+    if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+        return False
+    return (
+        len(x) >= 8 and x.numel() >= 5000 and torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()
+    )
+
+
+def pixels(x):
+    """A matrix (N, K) as an image of N pixels in K channels, (1, K, 1, N): the same memory."""
+    return x[None, None].permute(0, 3, 1, 2)
+
+
+def multiply(x, W, b=None):
+    """x (N, K), W (M, K), b (M,) or None -> x W^T + b (N, M): a convolution whose kernel is one pixel."""
+    return F.conv2d(pixels(x), W[:, :, None, None], b).permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def sum_of_outer(dy, x):
+    """dy (N, M), x (N, K) -> dy^T x (M, K), the sum over N of dy x^T: the gradient of a weight."""
+    if not by_onednn(x):
+        return dy.t() @ x
+    return torch.nn.grad.conv2d_weight(pixels(x), (dy.shape[1], x.shape[1], 1, 1), pixels(dy)).flatten(1)
+
+
+class Linear(torch.autograd.Function):
+    """y = x W^T + b by `multiply`, and its gradient: dx = dy W, dW = the sum of dy x^T, db = the sum of dy."""
+
+    @staticmethod
+    def forward(ctx, x, W, b):
+        """x (N, K), W (M, K), b (M,) or None -> y (N, M)."""
+        ctx.save_for_backward(x, W)
+        return multiply(x, W, b)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy):
+        """dy (N, M) -> dx (N, K), dW (M, K), db (M,), None for each that nobody asks for."""
+        x, W = ctx.saved_tensors
+        need_dx, need_dW, need_db = ctx.needs_input_grad
+        dx = multiply(dy, W.t()) if need_dx else None  # (N, K)
+        dW = sum_of_outer(dy, x) if need_dW else None  # (M, K)
+        return dx, dW, dy.sum(0) if need_db else None
+
+
+def linear(x, W, b=None):
+    """`F.linear` of a matrix: x (N, K), W (M, K), b (M,) or None -> x W^T + b (N, M)."""
+    return Linear.apply(x, W, b) if by_onednn(x) else F.linear(x, W, b)
+
+
+def dropout(x, share, training=True):
+    """`F.dropout`: a share of x set to zero, the rest divided by 1 - share; outside training x as it is.
+
+    `torch.rand` takes a quarter of the time of the bernoulli_ in F.dropout.
+    """
+    if not training or share == 0:
+        return x
+    return x * (torch.rand(x.shape, device=x.device) >= share).to(x.dtype).div_(1 - share)
 
 
 # --- All steps -----------------------------------------------------------------------------
 
 
-def operand(x, like=None):
-    """A matrix (N, K) in the form in which its products are fastest, or in the form of another operand.
-
-    Under autocast that is its lower precision. In float32 on a CPU it is oneDNN's: torch
-    multiplies dense float32 matrices with MKL, which on some processors reaches half of
-    the speed that oneDNN, the library under `nn.LSTM`, has there. A few rows are not worth
-    the conversion.
-    """
-    if like is not None:
-        return x.to_mkldnn() if like.is_mkldnn else x.to(like.dtype)
-    if torch.is_autocast_enabled(x.device.type):
-        return x.to(torch.get_autocast_dtype(x.device.type))
-    dense = x.device.type != "cpu" or x.dtype != torch.float32 or len(x) < 8 or not torch.backends.mkldnn.is_available()
-    return x if dense else x.to_mkldnn()
-
-
-def product(a, b, bias=None):
-    """An operand a (N, K) times b (M, K), an operand like it or a parameter -> a b^T + bias (N, M), ordinary."""
-    out = F.linear(a, b, bias)
-    return out.to_dense() if out.is_mkldnn else out
+def product(a, W):
+    """a (B, K), W (M, K) as `Recurrence` has prepared it -> a W^T (B, M), in the dtype of a."""
+    if W.is_mkldnn:
+        return F.linear(a.to_mkldnn(), W).to_dense()
+    return F.linear(a.to(W.dtype), W).to(a.dtype)
 
 
 class Recurrence(torch.autograd.Function):
     """One layer over all steps, forward and backward, as the file's docstring derives it."""
 
     @staticmethod
-    def forward(ctx, zx, h, c, weight_hh):
-        """zx = W_ih x + b (T, B, 4H), h and c (B, H), weight_hh (4H, H) -> all h' (T, B, H), last h', last c'."""
-        W_hh = operand(weight_hh, like=operand(h))
-        ctx.h0, ctx.W_hh, ctx.zx_dtype, ctx.steps = h, W_hh, zx.dtype, []
-        outputs = []
-        for zx_t in zx.unbind(0):
-            z = zx_t + product(operand(h, like=W_hh), W_hh)  # (B, 4H)
-            h, c_next, gates = lstm_step(z, c)
-            ctx.steps.append((c, *gates))
-            outputs.append(h)
-            c = c_next
-        output = torch.stack(outputs)  # (T, B, H)
-        ctx.save_for_backward(output)
-        return output, h.clone(), c
+    def forward(ctx, zx, h0, c0, weight_hh):
+        """zx = W_ih x + b (T, B, 4H), h0 and c0 (B, H), weight_hh (4H, H) -> all h' (T, B, H), last h', last c'.
+
+        zx is lost: its memory becomes the gates'. In bfloat16, as under autocast, it asks for products in bfloat16.
+        """
+        T, (B, H) = len(zx), h0.shape
+        ctx.zx_dtype, ctx.W_hh = zx.dtype, weight_hh.to_mkldnn() if by_onednn(h0) else weight_hh.to(zx.dtype)
+        gates = zx.detach().to(c0.dtype)  # (T, B, 4H)
+        hs, cs, s_cs = (c0.new_empty(T, B, H) for _ in range(3))
+        h, c = h0, c0
+        for z, *out in zip(gates, hs, cs, s_cs):
+            z += product(h, ctx.W_hh)  # (B, 4H)
+            h, c, _ = lstm_step(z, c, out)  # (B, H)
+        ctx.save_for_backward(h0, c0, gates, hs, cs, s_cs)
+        return hs, h.clone(), c.clone()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, doutput, dh, dc):
-        (output,) = ctx.saved_tensors
-        T, B, H = output.shape
-        W_hh_transposed = ctx.W_hh.transpose(0, 1)  # (H, 4H)
-        dz = output.new_empty(T, B, 4 * H, dtype=ctx.zx_dtype)
-        for t in reversed(range(T)):
-            c, i, f, g, o, tanh_c = ctx.steps[t]  # (B, H) each
-            dh = dh + doutput[t]
-            do = dh * tanh_c
-            dc = dc + through_tanh(dh * o, tanh_c)
-            di, df, dg = dc * g, dc * c, dc * i
-            quarters = through_sigmoid(di, i), through_sigmoid(df, f), through_tanh(dg, g), through_sigmoid(do, o)
-            torch.cat(quarters, dim=-1, out=dz[t])  # (B, 4H)
-            dc = dc * f
-            dh = product(operand(dz[t], like=ctx.W_hh), W_hh_transposed).to(dc.dtype)  # (B, H)
-        h_before = torch.cat((ctx.h0[None], output[:-1])).view(T * B, H)
-        dz_operand = operand(dz.view(T * B, 4 * H), like=ctx.W_hh)
-        dW_hh = product(dz_operand.transpose(0, 1), operand(h_before, like=ctx.W_hh).transpose(0, 1))  # (4H, H)
+    def backward(ctx, dhs, dh, dc):
+        """dhs (T, B, H), dh and dc (B, H) -> dzx (T, B, 4H), dh0 and dc0 (B, H), dW_hh (4H, H)."""
+        h0, c0, gates, hs, cs, s_cs = ctx.saved_tensors
+        H, W_hh_transposed = hs.shape[-1], ctx.W_hh.transpose(0, 1)  # (H, 4H)
+        i, f, s, o = gates.chunk(4, dim=-1)  # (T, B, H) each
+        h, c = torch.cat((h0[None], hs[:-1])), torch.cat((c0[None], cs[:-1]))  # (T, B, H), before each step
+        # dz without its dc' and dh', for all steps
+        dz = torch.addcmul(gates, gates, gates, value=-1)  # i (1 - i), f (1 - f), s (1 - s), o (1 - o)
+        dz_i, dz_f, dz_g, dz_o = dz.chunk(4, dim=-1)  # (T, B, H) each
+        dz_i *= 1 - 2 * s  # g * i (1 - i)
+        dz_f *= c  # c * f (1 - f)
+        dz_g *= 4 * i  # i * (1 - g^2), as 1 - g^2 = 4 s (1 - s)
+        dz_o *= 1 - 2 * s_cs  # tanh(c') * o (1 - o)
+        dc_dh = torch.addcmul(s_cs, s_cs, s_cs, value=-1).mul_(o).mul_(4)  # o * (1 - tanh(c')^2)
+        steps = dhs, dc_dh, dz, dz.unflatten(-1, (4, H))[:, :, :3], dz_o, f
+        for dh_t, dc_dh_t, dz_t, dz_t_ifg, dz_t_o, f_t in zip(*(reversed(part.unbind(0)) for part in steps)):
+            dh = dh + dh_t  # (B, H)
+            dc = torch.addcmul(dc, dh, dc_dh_t)  # dc' = dc' + dh' * o (1 - tanh(c')^2)
+            dz_t_ifg *= dc[:, None]  # (B, 3, H)
+            dz_t_o *= dh  # (B, H)
+            dc *= f_t  # dc = dc' * f
+            dh = product(dz_t, W_hh_transposed)  # dh = W_hh^T dz
+        dz = dz.to(ctx.zx_dtype)  # (T, B, 4H)
+        dW_hh = sum_of_outer(dz.flatten(0, 1), h.flatten(0, 1).to(dz.dtype))  # (4H, H)
         return dz, dh, dc, dW_hh
 
 
@@ -220,11 +274,11 @@ class LSTM(nn.Module):
         expect("c", c, self.num_layers, B, self.hidden_size)
         output, h_n, c_n = input, [], []
         for layer in range(self.num_layers):
-            if layer and self.dropout:
-                output = F.dropout(output, self.dropout, self.training)
+            if layer:
+                output = dropout(output, self.dropout, self.training)
             weight_ih, weight_hh = getattr(self, f"weight_ih_l{layer}"), getattr(self, f"weight_hh_l{layer}")
             bias = getattr(self, f"bias_ih_l{layer}") + getattr(self, f"bias_hh_l{layer}") if self.bias else None
-            zx = product(operand(output.flatten(0, 1)), weight_ih, bias).view(T, B, -1)  # (T, B, 4H)
+            zx = linear(output.flatten(0, 1), weight_ih, bias).unflatten(0, (T, B))  # (T, B, 4H)
             output, h_last, c_last = Recurrence.apply(zx, h[layer], c[layer], weight_hh)
             h_n.append(h_last)
             c_n.append(c_last)

@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import lstm_cell
+from lstm_cell import dropout, linear
 
 
 class LanguageModel(nn.Module):
@@ -43,8 +44,7 @@ class LanguageModel(nn.Module):
 
     def __init__(self, vocab_size, embedding_size, hidden_size, dropout=0.0, input="embedding", tie_weights=False):
         super().__init__()
-        self.vocab_size, self.input = vocab_size, input
-        self.dropout = nn.Dropout(dropout)
+        self.vocab_size, self.input, self.dropout = vocab_size, input, dropout
         self.output = nn.Linear(hidden_size, vocab_size)
         nn.init.uniform_(self.output.weight, -0.1, 0.1)
         nn.init.zeros_(self.output.bias)
@@ -68,27 +68,27 @@ class LanguageModel(nn.Module):
         """int64 (T, B) -> (T, B, E)."""
         if self.input == "one-hot":
             return F.one_hot(input, self.vocab_size).to(self.output.weight.dtype)  # (T, B, V)
-        return self.dropout(self.embedding(input))  # (T, B, E)
+        return dropout(self.embedding(input), self.dropout, self.training)  # (T, B, E)
 
     def log_softmax(self, h):
         """Hidden states (N, H) -> log-probabilities (N, V), in the weights' own precision also under autocast."""
-        logits = lstm_cell.product(lstm_cell.operand(h), self.output.weight, self.output.bias)  # (N, V)
+        logits = linear(dropout(h, self.dropout, self.training), self.output.weight, self.output.bias)  # (N, V)
         return F.log_softmax(logits, dim=-1, dtype=self.output.weight.dtype)
 
     def forward(self, input, state=None):
         """input int64 (T, B), state as returned before or None -> log-probabilities (T, B, V), state."""
         h, state = self.features(input, state)  # (T, B, H)
-        return self.log_softmax(self.dropout(h).flatten(0, 1)).unflatten(0, input.shape), state
+        return self.log_softmax(h.flatten(0, 1)).unflatten(0, input.shape), state
 
     def loss(self, input, target, state=None):
         """Mean of -log P(target) in nats, target int64 (T, B), and the state: `forward`, scored.
 
-        Some rows at a time (435 for 4,820 words): log-probabilities of a whole window are its largest tensors by
-        far, and the memory of larger blocks is given back and fetched anew at every step.
+        Where they would take more than 32 MB, the log-probabilities are made and scored some rows at a time: that is
+        the most that the C library keeps for reuse, and fresh memory costs more than arithmetic.
         """
         h, state = self.features(input, state)  # (T, B, H)
-        rows = max(1, 2**21 // self.vocab_size)
-        parts = zip(self.dropout(h).flatten(0, 1).split(rows), target.flatten().split(rows))
+        rows = max(1, 8_000_000 // self.vocab_size)
+        parts = zip(h.flatten(0, 1).split(rows), target.flatten().split(rows))
         total = sum(F.nll_loss(self.log_softmax(h), y, reduction="sum") for h, y in parts)
         return total / target.numel(), state
 

@@ -32,6 +32,7 @@ import sample
 import train
 from attention_lm import AttentionLM, attention
 from data import InputError, Vocabulary
+import lstm_cell
 from lstm_cell import LSTM, LSTMCell
 from lstm_lm import LSTMLM
 
@@ -219,9 +220,12 @@ def test_lstm_gradient_through_the_last_states_alone():
         assert_same(grads[:1], grads[1:])
 
 
-@pytest.mark.parametrize("T, B, I, H, L", [(12, 7, 33, 64, 2), (1, 1, 16, 16, 1), (35, 20, 50, 50, 1)])
+@pytest.mark.parametrize(
+    "T, B, I, H, L",
+    [(12, 7, 33, 64, 2), (1, 1, 16, 16, 1), (35, 20, 50, 50, 1), (5, 20, 30, 260, 2), (4, 9, 1, 560, 1)],
+)
 def test_lstm_in_lower_precision(T, B, I, H, L):
-    """float32 takes oneDNN's products on a CPU, autocast takes bfloat16's; both stay near float64."""
+    """float32 takes oneDNN's products on a CPU if large, autocast takes bfloat16's; all stay near float64."""
     torch.manual_seed(0)
     exact, _ = lstm_pair(I, H, L)
     x, hx = torch.randn(T, B, I, dtype=torch.float64), tuple(torch.randn(2, L, B, H, dtype=torch.float64))
@@ -236,16 +240,58 @@ def test_lstm_in_lower_precision(T, B, I, H, L):
         assert (a.double() - b).norm() < 0.03 * b.norm()
 
 
-def test_lstm_dropout_is_torchs_dropout():
-    ours, theirs = lstm_pair(4, 8, 3, dropout=0.5)
-    x = torch.randn(6, 5, 4, dtype=torch.float64)
-    outputs = []
-    for module in (ours, theirs):
-        torch.manual_seed(1)
-        outputs.append(module(x)[0])
-    assert_same(outputs[:1], outputs[1:])
-    assert not torch.equal(ours(x)[0], ours(x)[0])
-    assert torch.equal(ours.eval()(x)[0], ours(x)[0])
+@pytest.mark.parametrize("N, K, M", [(8, 625, 1), (700, 8, 30), (9, 700, 33), (5000, 1, 2), (64, 128, 512)])
+def test_linear_by_onednn_is_linear(N, K, M):
+    """A product large enough to be handed to oneDNN, and its gradient, against torch's in float64."""
+    torch.manual_seed(N)
+    x, W, b = torch.randn(N, K), torch.randn(M, K), torch.randn(M)
+    assert x.numel() >= 5000 and x.dtype == torch.float32
+    both = []
+    for function, dtype in ((lstm_cell.linear, torch.float32), (F.linear, torch.float64)):
+        inputs = [part.detach().to(dtype).requires_grad_() for part in (x, W, b)]
+        y = function(*inputs)
+        y.square().mean().backward()
+        both.append([y.double(), function(*inputs[:2]).double(), *(part.grad.double() for part in inputs)])
+    assert_same(*both, rtol=1e-4, atol=1e-3)
+
+
+def test_linear_by_onednn_gradcheck():
+    torch.manual_seed(0)
+    x, W, b = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((3, 4), (5, 4), (5,)))
+    assert torch.autograd.gradcheck(lstm_cell.Linear.apply, (x, W, b))
+    assert torch.autograd.gradcheck(lambda x: lstm_cell.Linear.apply(x, W.detach(), None), (x,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_dropout_is_as_torchs(dtype):
+    """The share it says is zero, the rest is scaled as F.dropout scales it, and the gradient goes the same way."""
+    torch.manual_seed(0)
+    x = torch.ones(300, 1000, dtype=dtype, requires_grad=True)
+    for share in (0.1, 0.5, 0.9):
+        y = lstm_cell.dropout(x, share)
+        kept = y != 0
+        assert abs(kept.double().mean() - (1 - share)) < 0.005  # more than 5 standard deviations
+        assert kept.double().mean(0).std() < 0.05 and kept.double().mean(1).std() < 0.05
+        assert_same([y[kept].unique()], [F.dropout(x, share).unique()[1:]])
+        (grad,) = torch.autograd.grad(y.sum(), x)
+        assert torch.equal(grad, y)
+    assert lstm_cell.dropout(x, 0.5, training=False) is x and lstm_cell.dropout(x, 0.0) is x
+
+
+def test_lstm_dropout_is_between_its_layers():
+    torch.manual_seed(0)
+    lstm, x = LSTM(4, 8, 2, dropout=0.5), torch.randn(6, 5, 4)
+    layers = LSTM(4, 8), LSTM(8, 8)
+    for number, layer in enumerate(layers):
+        weights = {name: value for name, value in lstm.state_dict().items() if name.endswith(str(number))}
+        layer.load_state_dict({name[:-1] + "0": value for name, value in weights.items()})
+    torch.manual_seed(1)
+    output, _ = lstm(x)
+    torch.manual_seed(1)
+    assert torch.equal(output, layers[1](lstm_cell.dropout(layers[0](x)[0], 0.5))[0])
+    assert not torch.equal(output, lstm(x)[0])
+    lstm.eval()
+    assert torch.equal(lstm(x)[0], layers[1](layers[0](x)[0])[0])
 
 
 def test_lstm_refuses_wrong_sizes():
