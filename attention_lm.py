@@ -34,7 +34,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lstm_cell import LSTM, LSTMCell, dropout, lstm_step
+from lstm_cell import LSTM, LSTMCell, dropout, linear, lstm_step, sum_of_outer
 from lstm_lm import LanguageModel
 
 
@@ -48,6 +48,25 @@ def attention(h, memory):
         weights = torch.softmax(scores, dim=-1)  # (B, 1, M)
         context = torch.bmm(weights, memory)  # (B, 1, H)
     return context[:, 0], weights[:, 0]
+
+
+class WeightGradientOnce(torch.autograd.Function):
+    """z = zx + W u at T steps: the gradient of W as one product after them all, where autograd adds up one a step.
+
+    It hands zx on as it is. Where W, detached, then multiplies each u, what comes back for zx is dz of all steps.
+    """
+
+    @staticmethod
+    def forward(ctx, zx, W, inputs):
+        """zx (T, B, M), W (M, K), inputs, a list that will hold T tensors u (B, K) -> zx."""
+        ctx.inputs = inputs
+        return zx.view_as(zx)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dz):
+        """dz (T, B, M) -> dzx, the same, and dW (M, K), the sum of dz u^T."""
+        return dz, sum_of_outer(dz.flatten(0, 1), torch.cat(ctx.inputs).to(dz.dtype)), None
 
 
 class AttentionLM(LanguageModel):
@@ -100,11 +119,16 @@ class AttentionLM(LanguageModel):
             tokens = torch.cat((tokens, now))
             # W_ih [x, context] + W_hh h = W_x x + W_rest [context, h]; the first of these for all steps at once
             W_x, W_context = first.weight_ih.split([self.embedding_size, self.hidden_size], dim=1)  # (4H, E), (4H, H)
-            zx = F.linear(self.embed(now), W_x, first.bias_ih + first.bias_hh)  # (T, B, 4H)
+            x = self.embed(now).flatten(0, 1)  # (T * B, E)
+            zx = linear(x, W_x, first.bias_ih + first.bias_hh).unflatten(0, now.shape)  # (T, B, 4H)
             W_rest = torch.cat((W_context, first.weight_hh), dim=1).to(zx.dtype)  # (4H, 2H)
+            inputs = []
+            zx, W_rest = WeightGradientOnce.apply(zx, W_rest, inputs), W_rest.detach()
             for zx_t in zx:
                 context, a = attention(h[-1], memory)  # (B, H), (B, M)
-                z = zx_t + F.linear(torch.cat((context, h[0]), dim=-1), W_rest)  # (B, 4H)
+                rest = torch.cat((context, h[0]), dim=-1)  # (B, 2H)
+                inputs.append(rest.detach())
+                z = zx_t + F.linear(rest, W_rest)  # (B, 4H)
                 h[0], c[0], _ = lstm_step(z.to(c[0].dtype), c[0])
                 for layer, cell in enumerate(upper, 1):
                     h[layer], c[layer] = cell(dropout(h[layer - 1], self.dropout, self.training), (h[layer], c[layer]))

@@ -416,7 +416,7 @@ def test_one_hot_is_an_embedding(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_log_probabilities_and_loss(name):
-    for vocab_size in (11, 2**20):  # the second has fewer rows a part than a window
+    for vocab_size in (11, 3_000_000):  # the second has fewer rows a part than a window
         model = make_model(name, vocab_size, size=2)
         input, target = torch.randint(vocab_size, (2, 3, 2))
         log_probs, _ = model(input)
@@ -424,6 +424,24 @@ def test_log_probabilities_and_loss(name):
         torch.testing.assert_close(log_probs.exp().sum(-1), torch.ones(3, 2, dtype=torch.float64))
         expected = F.nll_loss(log_probs.flatten(0, 1), target.flatten())
         assert_same([model.loss(input, target)[0]], [expected])
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("name", MODELS)
+def test_gradcheck_of_whole_models(name, layers):
+    """The gradient of the loss in every weight, over two windows and a bit, against finite differences."""
+    model = make_model(name, vocab_size=7, size=4, num_layers=layers, tie_weights=True)
+    input, target = torch.randint(7, (2, 12, 3))
+    names, values = zip(*model.named_parameters())
+    for value in values:
+        nn.init.normal_(value)  # gradients so large that an error would show
+
+    def loss(*parameters):
+        weights = dict(zip(names, parameters))
+        return torch.func.functional_call(model, weights, (input, target), tie_weights=True)
+
+    model.forward = lambda input, target: model.loss(input, target)[0]
+    assert torch.autograd.gradcheck(loss, values, fast_mode=True, atol=1e-7, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", MODELS)
