@@ -210,14 +210,14 @@ class Recurrence(torch.autograd.Function):
         for z, *out in zip(gates, hs, cs, s_cs):
             z += product(h, ctx.W_hh)  # (B, 4H)
             h, c, _ = lstm_step(z, c, out)  # (B, H)
-        ctx.save_for_backward(h0, c0, gates, hs, cs, s_cs)
+        ctx.save_for_backward(weight_hh, h0, c0, gates, hs, cs, s_cs)  # the first only to be told if it changes
         return hs, h.clone(), c.clone()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dhs, dh, dc):
         """dhs (T, B, H), dh and dc (B, H) -> dzx (T, B, 4H), dh0 and dc0 (B, H), dW_hh (4H, H)."""
-        h0, c0, gates, hs, cs, s_cs = ctx.saved_tensors
+        _, h0, c0, gates, hs, cs, s_cs = ctx.saved_tensors
         H, W_hh_transposed = hs.shape[-1], ctx.W_hh.transpose(0, 1)  # (H, 4H)
         i, f, s, o = gates.chunk(4, dim=-1)  # (T, B, H) each
         h, c = torch.cat((h0[None], hs[:-1])), torch.cat((c0[None], cs[:-1]))  # (T, B, H), before each step

@@ -31,6 +31,7 @@ Sizes in comments: T steps (bptt), B streams (batch size), N tokens of a split.
 import argparse
 import csv
 import ctypes
+import functools
 import inspect
 import itertools
 import math
@@ -268,8 +269,13 @@ class Trainer:
         self.start_interval()
 
     def start_interval(self):
-        """Begin to count anew what is reported at each validation."""
-        self.losses, self.tokens, self.seconds = [], 0, 1e-9
+        """Begin to count anew what is reported at each validation.
+
+        The losses are summed, not kept: a small tensor from each step, in the midst of freed large ones, would keep
+        the next large ones from fitting there, and memory would grow.
+        """
+        self.total, self.recent = torch.zeros(2, device=self.device)  # sum of the losses, mean of about the last 50
+        self.count, self.tokens, self.seconds = 0, 0, 1e-9
 
     def progress(self):
         """How much of the training is done, 0 to 1: of the minutes, if they are given, else of the epochs."""
@@ -307,7 +313,7 @@ class Trainer:
                 self.status.line("stopping: saved; now the test of the best model (Ctrl-C again ends at once)")
                 if self.best == math.inf:
                     self.validate()
-            elif self.losses:
+            elif self.count:
                 self.validate()
                 self.save_resume()
         finally:
@@ -326,14 +332,16 @@ class Trainer:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.args.clip)
         self.optimizer.step()
         self.state = tuple(part.detach() for part in state)  # the gradient ends at the window's edge
-        self.losses.append(loss.detach())
         self.step += 1
+        self.count += 1
+        self.total += loss.detach()
+        self.recent.lerp_(loss.detach(), 1 / min(self.count, 50))
         self.tokens += target.numel()
         self.seconds += time.monotonic() - begun
 
-    def mean_loss(self, last=0):
-        """Mean of the losses since the last validation, or of the `last` ones; InputError if it is no number."""
-        return self.checked(torch.stack(self.losses[-last:]).mean().item())
+    def mean_loss(self):
+        """Mean of the losses since the last validation; InputError if it is no number."""
+        return self.checked(self.total.item() / self.count)
 
     def checked(self, loss):
         """The loss, if it is a number.  Raises InputError, before anything is saved, if it is not."""
@@ -345,7 +353,7 @@ class Trainer:
 
     def show(self):
         """Tell how it goes."""
-        recent, done = self.mean_loss(last=50), self.progress()
+        recent, done = self.checked(self.recent.item()), self.progress()
         left = (time.monotonic() - self.begun) * (1 - done) / max(done, 1e-9)
         self.status.update(
             f"epoch {self.step / len(self.batches):5.2f}  step {self.step:>5}  loss {recent:.3f}  "
@@ -389,7 +397,7 @@ class Trainer:
 
     def save_resume(self):
         """Save all that `resume` needs to go on as if nothing had happened; InputError for a loss that is no number."""
-        if self.losses:
+        if self.count:
             self.mean_loss()
         contents = {
             **checkpoint_dict(self.model, self.vocabulary, self.args, {}),
@@ -398,7 +406,7 @@ class Trainer:
             "state": self.state,
             "best": self.best,
             "seconds": time.monotonic() - self.begun,
-            "interval": (self.losses, self.tokens, self.seconds),
+            "interval": (self.total, self.recent, self.count, self.tokens, self.seconds),
             "random": torch.get_rng_state(),
         }
         save(self.out / "resume.pt", contents)
@@ -410,34 +418,49 @@ class Trainer:
         self.step, self.best, self.resumed = saved["step"], saved["best"], True
         self.state = tuple(part.to(self.device) for part in saved["state"])
         self.begun = time.monotonic() - saved["seconds"]
-        self.losses, self.tokens, self.seconds = saved["interval"]
-        self.losses = [loss.to(self.device) for loss in self.losses]
+        total, recent, self.count, self.tokens, self.seconds = saved["interval"]
+        self.total, self.recent = total.to(self.device), recent.to(self.device)
         torch.set_rng_state(saved["random"])
 
 
 def benchmark(args, corpus, device, out, status, rounds=12, steps=5):
-    """Time training steps of the three models in turn, so that a change in the machine's pace meets all alike.
+    """Time the three models' training steps, and forward and backward of the two LSTMs alone.
 
-    Prints the median tokens/s of each over `rounds` turns of `steps` steps, and its ratio to `lstm`.
+    They take turns, so that a change in the machine's pace meets all alike. Prints for each the median over `rounds`
+    turns of `steps` steps, in tokens/s, after its ratio to the one on `torch.nn.LSTM`.
     """
-    trainers, speeds = {}, {}
+    trainers = {}
     for name in MODELS:
         torch.manual_seed(args.seed)
         settings = {**vars(args), "model": name, "window": args.bptt}
         model = build_model(settings, len(corpus.vocabulary)).to(device).train()
-        trainers[name], speeds[name] = Trainer(model, corpus, args, out, status), []
+        trainers[name] = Trainer(model, corpus, args, out, status)
+    cores = {f"{name} alone": trainers[name].model.core for name in ("lstm", "cell")}
+    x = torch.randn(args.bptt, args.batch_size, cores["lstm alone"].input_size, device=device)  # (T, B, E)
+
+    def core_step(core):
+        core.zero_grad()
+        with torch.autocast(device.type, torch.bfloat16, enabled=args.bfloat16):
+            output, _ = core(x.requires_grad_())
+        output.sum().backward()
+
+    jobs = {name: trainer.training_step for name, trainer in trainers.items()}
+    jobs.update((name, functools.partial(core_step, core)) for name, core in cores.items())
+    speeds = {name: [] for name in jobs}
     for turn in range(rounds + 1):
-        for name, trainer in trainers.items():
+        for name, job in jobs.items():
             begun = time.monotonic()
             for _ in range(steps):
-                trainer.training_step()
-            trainer.losses[-1].item()  # a GPU is waited for
+                job()
+            torch.ones(1, device=device).item()  # a GPU is waited for
             if turn:  # the first is to warm up
-                speeds[name].append(steps * args.bptt * args.batch_size / (time.monotonic() - begun))
-    for name, trainer in trainers.items():
-        count, median = sum(p.numel() for p in trainer.model.parameters()), statistics.median(speeds[name])
-        ratio = median / statistics.median(speeds["lstm"])
-        status.line(f"{name:>10} {count:>12,} parameters {median:>8,.0f} tokens/s  {ratio:.2f} of lstm")
+                speeds[name].append(steps * x.shape[0] * x.shape[1] / (time.monotonic() - begun))
+    for name in jobs:
+        against = "lstm alone" if name in cores else "lstm"
+        median = statistics.median(speeds[name])
+        status.line(
+            f"{name:>10}  {median / statistics.median(speeds[against]):.2f} of {against}  {median:>9,.0f} tokens/s"
+        )
 
 
 def handle_interrupt(handler):
