@@ -56,13 +56,11 @@ def lstm_step(z, c, out=(None, None, None)):
     of the time of a tanh.
     """
     H = c.shape[-1]
-    z.narrow(-1, 2 * H, H).mul_(-2)  # z_i, z_f, -2 z_g, z_o
-    i, f, s, o = z.sigmoid_().chunk(
-        4, dim=-1
-    )  # i, f, o = sigmoid(z_i), sigmoid(z_f), sigmoid(z_o);  g = tanh(z_g) = 1 - 2 s
-    c = torch.addcmul(i, i, s, value=-2, out=out[1]).addcmul_(f, c)  # c' = f * c + i * g,  i * g = i - 2 i s
-    s_c = torch.mul(c, -2, out=out[2]).sigmoid_()  # tanh(c') = 1 - 2 s_c
-    h = torch.addcmul(o, o, s_c, value=-2, out=out[0])  # h' = o * tanh(c') = o - 2 o s_c
+    z.narrow(-1, 2 * H, H).mul_(-2)  # (B, 4H): z_i, z_f, -2 z_g, z_o
+    i, f, s, o = z.sigmoid_().chunk(4, dim=-1)  # (B, H) each: i, f, o = sigmoid(...), g = tanh(z_g) = 1 - 2 s
+    c = torch.addcmul(i, i, s, value=-2, out=out[1]).addcmul_(f, c)  # (B, H): c' = f * c + i * g, i * g = i - 2 i s
+    s_c = torch.mul(c, -2, out=out[2]).sigmoid_()  # (B, H): tanh(c') = 1 - 2 s_c
+    h = torch.addcmul(o, o, s_c, value=-2, out=out[0])  # (B, H): h' = o * tanh(c') = o - 2 o s_c
     return h, c, s_c
 
 
@@ -126,9 +124,8 @@ def by_onednn(x):
     """
     if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
         return False
-    return (
-        len(x) >= 8 and x.numel() >= 5000 and torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()
-    )
+    large = len(x) >= 8 and x.numel() >= 5000
+    return large and torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()
 
 
 def pixels(x):
