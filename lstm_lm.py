@@ -71,7 +71,7 @@ class LanguageModel(nn.Module):
         return dropout(self.embedding(input), self.dropout, self.training)  # (T, B, E)
 
     def log_softmax(self, h):
-        """Hidden states (N, H) -> log-probabilities (N, V), in the weights' own precision also under autocast."""
+        """Hidden states (N, H), after dropout -> log-probabilities (N, V), in the weights' dtype also under autocast."""
         logits = linear(dropout(h, self.dropout, self.training), self.output.weight, self.output.bias)  # (N, V)
         return F.log_softmax(logits, dim=-1, dtype=self.output.weight.dtype)
 
