@@ -28,8 +28,7 @@ Sizes in comments: T steps, B streams, V words, E embedding, H hidden units, L l
 import torch.nn.functional as F
 from torch import nn
 
-import lstm_cell
-from lstm_cell import dropout, linear
+from lstm_cell import LSTM, dropout, linear
 
 
 class LanguageModel(nn.Module):
@@ -71,7 +70,7 @@ class LanguageModel(nn.Module):
         return dropout(self.embedding(input), self.dropout, self.training)  # (T, B, E)
 
     def log_softmax(self, h):
-        """Hidden states (N, H), after dropout -> log-probabilities (N, V), in the weights' dtype also under autocast."""
+        """Hidden states (N, H) -> dropout -> log-probabilities (N, V), in the weights' dtype even under autocast."""
         logits = linear(dropout(h, self.dropout, self.training), self.output.weight, self.output.bias)  # (N, V)
         return F.log_softmax(logits, dim=-1, dtype=self.output.weight.dtype)
 
@@ -112,9 +111,9 @@ class LSTMLM(LanguageModel):
         core="cell",
     ):
         super().__init__(vocab_size, embedding_size, hidden_size, dropout, input, tie_weights)
-        LSTM = {"lstm": nn.LSTM, "cell": lstm_cell.LSTM}[core]
+        Core = {"lstm": nn.LSTM, "cell": LSTM}[core]
         between = dropout if num_layers > 1 else 0.0  # of a single layer nn.LSTM would warn
-        self.core = LSTM(self.embedding_size, hidden_size, num_layers, dropout=between)
+        self.core = Core(self.embedding_size, hidden_size, num_layers, dropout=between)
 
     def features(self, input, state=None):
         """int64 (T, B) -> hidden states (T, B, H), state."""

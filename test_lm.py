@@ -28,11 +28,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import lstm_cell
 import sample
 import train
 from attention_lm import AttentionLM, attention
 from data import InputError, Vocabulary
-import lstm_cell
 from lstm_cell import LSTM, LSTMCell
 from lstm_lm import LSTMLM
 
@@ -594,9 +594,8 @@ def test_the_built_in_corpus(monkeypatch):
     paragraphs = [
         " ".join(paragraph.split()) for text in again for paragraph in text.split("\n\n") if paragraph.strip()
     ]
-    assert len(paragraphs) > 10_000 and len(set(paragraphs)) == len(
-        paragraphs
-    )  # nothing occurs twice, in no two splits
+    assert len(paragraphs) > 10_000
+    assert len(set(paragraphs)) == len(paragraphs)  # nothing occurs twice, in no two splits
 
 
 def test_vocabulary_and_splits_come_from_the_right_text(tmp_path):
@@ -916,20 +915,9 @@ def test_benchmark_times_all_and_trains_none(corpus_file, tmp_path, capsys):
 def test_char_level_and_one_hot(name, tmp_path, capsys):
     text = tmp_path / "text.txt"
     text.write_text(make_text(100))
-    flags = [
-        "--model",
-        name,
-        "--data",
-        str(text),
-        "--out",
-        str(tmp_path / "out"),
-        "--level",
-        "char",
-        "--input",
-        "one-hot",
-    ]
-    results = train.main([*flags, *SMALL])
-    assert results["test_ppl"] < 18 and "nats per character" in capsys.readouterr().out
+    flags = ["--model", name, "--data", str(text), "--out", str(tmp_path / "out")]
+    results = train.main([*flags, "--level", "char", "--input", "one-hot", *SMALL])
+    assert results["test_ppl"] < 15 and "nats per character" in capsys.readouterr().out
 
 
 def test_learning_rate_schedule():

@@ -436,12 +436,13 @@ def benchmark(args, corpus, device, out, status, rounds=12, steps=5):
         model = build_model(settings, len(corpus.vocabulary)).to(device).train()
         trainers[name] = Trainer(model, corpus, args, out, status)
     cores = {f"{name} alone": trainers[name].model.core for name in ("lstm", "cell")}
-    x = torch.randn(args.bptt, args.batch_size, cores["lstm alone"].input_size, device=device)  # (T, B, E)
+    T, B, E = args.bptt, args.batch_size, cores["lstm alone"].input_size
+    x = torch.randn(T, B, E, device=device, requires_grad=True)
 
     def core_step(core):
         core.zero_grad()
         with torch.autocast(device.type, torch.bfloat16, enabled=args.bfloat16):
-            output, _ = core(x.requires_grad_())
+            output, _ = core(x)
         output.sum().backward()
 
     jobs = {name: trainer.training_step for name, trainer in trainers.items()}
@@ -454,7 +455,7 @@ def benchmark(args, corpus, device, out, status, rounds=12, steps=5):
                 job()
             torch.ones(1, device=device).item()  # a GPU is waited for
             if turn:  # the first is to warm up
-                speeds[name].append(steps * x.shape[0] * x.shape[1] / (time.monotonic() - begun))
+                speeds[name].append(steps * T * B / (time.monotonic() - begun))
     for name in jobs:
         against = "lstm alone" if name in cores else "lstm"
         median = statistics.median(speeds[name])
