@@ -38,35 +38,40 @@ from lstm_cell import LSTM, LSTMCell, dropout, linear, lstm_step, sum_of_outer
 from lstm_lm import LanguageModel
 
 
-def attention(h, memory):
+def attention(h, memory, offsets=None):
     """Dot-product attention: h (B, H), memory (B, M, H) -> context (B, H), weights (B, M).
 
-    It is `F.scaled_dot_product_attention` with one query and a scale of 1.
+    It is `F.scaled_dot_product_attention` with one query and a scale of 1. offsets: what to add to the scores and
+    to the context, (B, 1, M) and (B, 1, H), zeros if None.
     """
+    to_scores, to_context = memory.new_zeros(2) if offsets is None else offsets
     with torch.autocast(h.device.type, enabled=False):  # casting the memory at every step costs more than it saves
-        scores = torch.bmm(h[:, None], memory.transpose(1, 2))  # (B, 1, M)
+        scores = torch.baddbmm(to_scores, h[:, None], memory.transpose(1, 2))  # (B, 1, M)
         weights = torch.softmax(scores, dim=-1)  # (B, 1, M)
-        context = torch.bmm(weights, memory)  # (B, 1, H)
+        context = torch.baddbmm(to_context, weights, memory)  # (B, 1, H)
     return context[:, 0], weights[:, 0]
 
 
-class WeightGradientOnce(torch.autograd.Function):
-    """z = zx + W u at T steps: the gradient of W as one product after them all, where autograd adds up one a step.
+class GradientOnce(torch.autograd.Function):
+    """y = y0 + W u at T steps: the gradient of W as one product after them all, where autograd adds up one a step.
 
-    It hands zx on as it is. Where W, detached, then multiplies each u, what comes back for zx is dz of all steps.
+    It hands y0 on as it is. Where W, detached, then multiplies each u, what comes back for y0 is dy of all steps.
     """
 
     @staticmethod
-    def forward(ctx, zx, W, inputs):
-        """zx (T, B, M), W (M, K), inputs, a list that will hold T tensors u (B, K) -> zx."""
-        ctx.inputs = inputs
-        return zx.view_as(zx)
+    def forward(ctx, y0, W, inputs):
+        """y0 (T, B, N), W (N, K), or (B, N, K), one for each stream, inputs, a list for T tensors u (B, K) -> y0."""
+        ctx.inputs, ctx.each = inputs, W.dim() == 3
+        return y0.view_as(y0)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, dz):
-        """dz (T, B, M) -> dzx, the same, and dW (M, K), the sum of dz u^T."""
-        return dz, sum_of_outer(dz.flatten(0, 1), torch.cat(ctx.inputs).to(dz.dtype)), None
+    def backward(ctx, dy):
+        """dy (T, B, N) -> dy0, the same, and dW like W, the sum of dy u^T."""
+        u = torch.stack(ctx.inputs).to(dy.dtype)  # (T, B, K)
+        if ctx.each:
+            return dy, torch.einsum("tbn,tbk->bnk", dy, u), None
+        return dy, sum_of_outer(dy.flatten(0, 1), u.flatten(0, 1)), None
 
 
 class AttentionLM(LanguageModel):
@@ -122,13 +127,20 @@ class AttentionLM(LanguageModel):
             x = self.embed(now).flatten(0, 1)  # (T * B, E)
             zx = linear(x, W_x, first.bias_ih + first.bias_hh).unflatten(0, now.shape)  # (T, B, 4H)
             W_rest = torch.cat((W_context, first.weight_hh), dim=1).to(zx.dtype)  # (4H, 2H)
-            inputs = []
-            zx, W_rest = WeightGradientOnce.apply(zx, W_rest, inputs), W_rest.detach()
-            for zx_t in zx:
-                context, a = attention(h[-1], memory)  # (B, H), (B, M)
+            # three products a step, with W_rest, with the memory and with its transpose, and what they multiply
+            rests, queries, looks = [], [], []
+            zx = GradientOnce.apply(zx, W_rest, rests)
+            to_scores = GradientOnce.apply(memory.new_zeros(*now.shape, memory.shape[1]), memory, queries)  # (T, B, M)
+            to_contexts = memory.new_zeros(*now.shape, self.hidden_size)
+            to_contexts = GradientOnce.apply(to_contexts, memory.transpose(1, 2), looks)  # (T, B, H)
+            W, m = W_rest.detach(), memory.detach()
+            for zx_t, *offsets in zip(zx, to_scores[:, :, None], to_contexts[:, :, None]):
+                context, a = attention(h[-1], m, offsets)  # (B, H), (B, M)
                 rest = torch.cat((context, h[0]), dim=-1)  # (B, 2H)
-                inputs.append(rest.detach())
-                z = zx_t + F.linear(rest, W_rest)  # (B, 4H)
+                rests.append(rest.detach())
+                queries.append(h[-1].detach())
+                looks.append(a.detach())
+                z = zx_t + F.linear(rest, W)  # (B, 4H)
                 h[0], c[0], _ = lstm_step(z.to(c[0].dtype), c[0])
                 for layer, cell in enumerate(upper, 1):
                     h[layer], c[layer] = cell(dropout(h[layer - 1], self.dropout, self.training), (h[layer], c[layer]))

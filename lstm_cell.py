@@ -202,22 +202,22 @@ class Recurrence(torch.autograd.Function):
         T, (B, H) = len(zx), h0.shape
         ctx.zx_dtype, ctx.W_hh = zx.dtype, weight_hh.to_mkldnn() if by_onednn(h0) else weight_hh.to(zx.dtype)
         gates = zx.detach().to(c0.dtype)  # (T, B, 4H)
-        hs, cs, s_cs = (c0.new_empty(T, B, H) for _ in range(3))
-        h, c = h0, c0
-        for z, *out in zip(gates, hs, cs, s_cs):
+        hs, cs, s_cs = (c0.new_empty(steps, B, H) for steps in (T + 1, T + 1, T))
+        hs[0], cs[0] = h, c = h0, c0
+        for z, *out in zip(gates, hs[1:], cs[1:], s_cs):
             z += product(h, ctx.W_hh)  # (B, 4H)
             h, c, _ = lstm_step(z, c, out)  # (B, H)
-        ctx.save_for_backward(weight_hh, h0, c0, gates, hs, cs, s_cs)  # the first only to be told if it changes
-        return hs, h.clone(), c.clone()
+        ctx.save_for_backward(weight_hh, gates, hs, cs, s_cs)  # the first only to be told if it changes
+        return hs[1:], h.clone(), c.clone()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dhs, dh, dc):
         """dhs (T, B, H), dh and dc (B, H) -> dzx (T, B, 4H), dh0 and dc0 (B, H), dW_hh (4H, H)."""
-        _, h0, c0, gates, hs, cs, s_cs = ctx.saved_tensors
+        _, gates, hs, cs, s_cs = ctx.saved_tensors
         H, W_hh_transposed = hs.shape[-1], ctx.W_hh.transpose(0, 1)  # (H, 4H)
         i, f, s, o = gates.chunk(4, dim=-1)  # (T, B, H) each
-        h, c = torch.cat((h0[None], hs[:-1])), torch.cat((c0[None], cs[:-1]))  # (T, B, H), before each step
+        h, c = hs[:-1], cs[:-1]  # (T, B, H), before each step
         # dz without its dc' and dh', for all steps
         dz = torch.addcmul(gates, gates, gates, value=-1)  # i (1 - i), f (1 - f), s (1 - s), o (1 - o)
         dz_i, dz_f, dz_g, dz_o = dz.chunk(4, dim=-1)  # (T, B, H) each
