@@ -121,7 +121,10 @@ def choose(log_probs, temperature=None, top_k=None, top_p=None, generator=None):
         p, order = torch.softmax(logits, dim=-1).sort(descending=True)  # (B, V)
         beyond = p.cumsum(dim=-1) - p >= top_p  # the tokens before it hold top_p already
         logits = logits.masked_fill(beyond.scatter(-1, order, beyond), -torch.inf)
-    return torch.multinomial(torch.softmax(logits, dim=-1), 1, generator=generator)[:, 0]
+    up_to = torch.softmax(logits, dim=-1, dtype=torch.float64).cumsum(dim=-1)  # (B, V): P(this token or one before)
+    # one random number a sample says where in these; torch.multinomial draws V of them, which took longer than the model
+    drawn = torch.rand(len(up_to), 1, dtype=up_to.dtype, generator=generator) * up_to[:, -1:]  # (B, 1)
+    return torch.searchsorted(up_to, drawn, right=True)[:, 0]
 
 
 @torch.inference_mode()
