@@ -204,9 +204,10 @@ class Recurrence(torch.autograd.Function):
         gates = zx.detach().to(c0.dtype)  # (T, B, 4H)
         hs, cs, s_cs = (c0.new_empty(steps, B, H) for steps in (T + 1, T + 1, T))
         hs[0], cs[0] = h, c = h0, c0
-        for z, *out in zip(gates, hs[1:], cs[1:], s_cs):
-            z += product(h, ctx.W_hh)  # (B, 4H)
-            h, c, _ = lstm_step(z, c, out)  # (B, H)
+        with torch.inference_mode(), torch.autocast(zx.device.type, enabled=False):  # less to do at each operation
+            for z, *out in zip(gates, hs[1:], cs[1:], s_cs):
+                z += product(h, ctx.W_hh)  # (B, 4H)
+                h, c, _ = lstm_step(z, c, out)  # (B, H)
         ctx.save_for_backward(weight_hh, gates, hs, cs, s_cs)  # the first only to be told if it changes
         return hs[1:], h.clone(), c.clone()
 
@@ -227,16 +228,17 @@ class Recurrence(torch.autograd.Function):
         dz_o *= 1 - 2 * s_cs  # tanh(c') * o (1 - o)
         dc_dh = torch.addcmul(s_cs, s_cs, s_cs, value=-1).mul_(o).mul_(4)  # o * (1 - tanh(c')^2)
         steps = dhs, dc_dh, dz, dz.unflatten(-1, (4, H))[:, :, :3], dz_o, f
-        for dh_t, dc_dh_t, dz_t, dz_t_ifg, dz_t_o, f_t in zip(*(reversed(part.unbind(0)) for part in steps)):
-            dh = dh + dh_t  # (B, H)
-            dc = torch.addcmul(dc, dh, dc_dh_t)  # dc' = dc' + dh' * o (1 - tanh(c')^2)
-            dz_t_ifg *= dc[:, None]  # (B, 3, H)
-            dz_t_o *= dh  # (B, H)
-            dc *= f_t  # dc = dc' * f
-            dh = product(dz_t, W_hh_transposed)  # dh = W_hh^T dz
+        with torch.inference_mode():
+            for dh_t, dc_dh_t, dz_t, dz_t_ifg, dz_t_o, f_t in zip(*(reversed(part.unbind(0)) for part in steps)):
+                dh = dh + dh_t  # (B, H)
+                dc = torch.addcmul(dc, dh, dc_dh_t)  # dc' = dc' + dh' * o (1 - tanh(c')^2)
+                dz_t_ifg *= dc[:, None]  # (B, 3, H)
+                dz_t_o *= dh  # (B, H)
+                dc *= f_t  # dc = dc' * f
+                dh = product(dz_t, W_hh_transposed)  # dh = W_hh^T dz
         dz = dz.to(ctx.zx_dtype)  # (T, B, 4H)
         dW_hh = sum_of_outer(dz.flatten(0, 1), h.flatten(0, 1).to(dz.dtype))  # (4H, H)
-        return dz, dh, dc, dW_hh
+        return dz, dh.clone(), dc.clone(), dW_hh  # clones are autograd's again
 
 
 class LSTM(nn.Module):
