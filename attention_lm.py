@@ -127,7 +127,8 @@ class AttentionLM(LanguageModel):
             x = self.embed(now).flatten(0, 1)  # (T * B, E)
             zx = linear(x, W_x, first.bias_ih + first.bias_hh).unflatten(0, now.shape)  # (T, B, 4H)
             W_rest = torch.cat((W_context, first.weight_hh), dim=1).to(zx.dtype)  # (4H, 2H)
-            # three products a step, with W_rest, with the memory and with its transpose, and what they multiply
+            # Each step has three products: by W_rest, the memory and its transpose. Of each, what it multiplies is kept
+            # in a list, and what it is added to (for two of them zeros) tells its gradient at the end.
             rests, queries, looks = [], [], []
             zx = GradientOnce.apply(zx, W_rest, rests)
             to_scores = GradientOnce.apply(memory.new_zeros(*now.shape, memory.shape[1]), memory, queries)  # (T, B, M)

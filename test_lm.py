@@ -680,6 +680,13 @@ def test_greedy_and_temperature():
         assert (seen - expected).abs().max() < 0.01
 
 
+def test_a_draw_at_either_end_takes_no_token_of_probability_zero(monkeypatch):
+    log_probs = torch.tensor([[0.0, 0.5, 0.5, 0.0]]).log()
+    for number, token in [(0.0, 1), (1 - 2.0**-53, 2)]:  # the least and the largest that torch.rand gives
+        monkeypatch.setattr(torch, "rand", lambda *shape, **how: torch.full(shape, number, dtype=torch.float64))
+        assert sample.choose(log_probs, temperature=1.0).tolist() == [token]
+
+
 def test_top_k_and_top_p_keep_the_right_tokens():
     p = torch.tensor([[0.1, 0.4, 0.05, 0.25, 0.2]]).log().expand(5000, -1)
 
