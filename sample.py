@@ -122,7 +122,7 @@ def choose(log_probs, temperature=None, top_k=None, top_p=None, generator=None):
         beyond = p.cumsum(dim=-1) - p >= top_p  # the tokens before it hold top_p already
         logits = logits.masked_fill(beyond.scatter(-1, order, beyond), -torch.inf)
     up_to = torch.softmax(logits, dim=-1, dtype=torch.float64).cumsum(dim=-1)  # (B, V): P(this token or one before)
-    # one random number a sample says where in these; torch.multinomial draws V of them, which took longer than the model
+    # one random number a sample says where in these; torch.multinomial draws V of them and takes longer than a model
     drawn = torch.rand(len(up_to), 1, dtype=up_to.dtype, generator=generator) * up_to[:, -1:]  # (B, 1)
     return torch.searchsorted(up_to, drawn, right=True)[:, 0]
 
