@@ -55,12 +55,13 @@ def attention(h, memory, offsets=None):
 class GradientOnce(torch.autograd.Function):
     """y = y0 + W u at T steps: the gradient of W as one product after them all, where autograd adds up one a step.
 
-    It hands y0 on as it is. Where W, detached, then multiplies each u, what comes back for y0 is dy of all steps.
+    y0 = GradientOnce.apply(y0, W, inputs) hands y0 on. Step t then makes y = y0[t] + W.detach() u and appends
+    u.detach() to inputs. So the gradient that comes back to y0 is dy of all steps, and that of W the sum of dy u^T.
     """
 
     @staticmethod
     def forward(ctx, y0, W, inputs):
-        """y0 (T, B, N), W (N, K), or (B, N, K), one for each stream, inputs, a list for T tensors u (B, K) -> y0."""
+        """y0 (T, B, N), W (N, K), or (B, N, K), one for each stream, inputs, a list that will hold T u (B, K) -> y0."""
         ctx.inputs, ctx.each = inputs, W.dim() == 3
         return y0.view_as(y0)
 

@@ -104,7 +104,7 @@ def run(main):
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except RuntimeError as error:
-        if "memory" not in str(error):
+        if not any(words in str(error) for words in ("out of memory", "allocate memory", "enough memory")):
             raise
         print("error: out of memory: ask for smaller sizes (hidden size, batch, samples)", file=sys.stderr)
         sys.exit(2)

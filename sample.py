@@ -94,6 +94,8 @@ def load_checkpoint(path, device="cpu", model=None):
     checkpoint = read_checkpoint(path, device)
     try:
         settings = dict(checkpoint["settings"], **({"model": model} if model else {}))
+        if model and checkpoint["settings"]["model"] == "attention":
+            raise InputError(f"--model opens checkpoints of lstm and cell, but {path} is of attention: leave it out")
         vocabulary = Vocabulary(**checkpoint["vocabulary"])
         network = build_model(settings, len(vocabulary)).to(device)
         network.load_state_dict(checkpoint["weights"])
@@ -113,15 +115,16 @@ def choose(log_probs, temperature=None, top_k=None, top_p=None, generator=None):
     """
     if temperature is None:
         return log_probs.argmax(dim=-1)
-    logits = (log_probs - log_probs.max(dim=-1, keepdim=True).values) / temperature  # (B, V), 0 at the best
+    logits = log_probs.double()  # where no temperature that a float can be is 0 or infinite
+    logits = (logits - logits.max(dim=-1, keepdim=True).values) / temperature  # (B, V), 0 at the best
     if top_k is not None:
-        kth = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]  # (B, 1)
-        logits = logits.masked_fill(logits < kth, -torch.inf)
+        best, where = logits.topk(min(top_k, logits.shape[-1]))  # (B, K)
+        logits = torch.full_like(logits, -torch.inf).scatter(-1, where, best)
     if top_p is not None:
         p, order = torch.softmax(logits, dim=-1).sort(descending=True)  # (B, V)
         beyond = p.cumsum(dim=-1) - p >= top_p  # the tokens before it hold top_p already
         logits = logits.masked_fill(beyond.scatter(-1, order, beyond), -torch.inf)
-    up_to = torch.softmax(logits, dim=-1, dtype=torch.float64).cumsum(dim=-1)  # (B, V): P(this token or one before)
+    up_to = torch.softmax(logits, dim=-1).cumsum(dim=-1)  # (B, V): P(this token or one before)
     # one random number a sample says where in these; torch.multinomial draws V of them and takes longer than a model
     drawn = torch.rand(len(up_to), 1, dtype=up_to.dtype, generator=generator) * up_to[:, -1:]  # (B, 1)
     return torch.searchsorted(up_to, drawn, right=True)[:, 0]
@@ -133,14 +136,16 @@ def generate(model, prompt, tokens, samples=1, never=(), generator=None, **how):
 
     never: numbers of tokens not to choose.  generator: a CPU torch.Generator.  how: see `choose`.
     """
-    device = next(model.parameters()).device
-    log_probs, state = model(prompt.to(device)[:, None].expand(-1, samples), None)  # (P, B, V)
+    device, state = next(model.parameters()).device, None
+    unread = prompt[:, None].expand(-1, samples)  # (P, B)
     for _ in range(tokens):
+        for part in unread.split(256):  # the log-probabilities of a long prompt would fill the memory
+            log_probs, state = model(part.to(device), state)  # (<= 256, B, V)
         scores = log_probs[-1].float().cpu()  # (B, V)
         scores[:, list(never)] = -torch.inf
         token = choose(scores, generator=generator, **how)  # (B,)
         yield token
-        log_probs, state = model(token[None].to(device), state)  # (1, B, V)
+        unread = token[None]  # (1, B)
 
 
 def prompt_tokens(text, vocabulary):
@@ -276,6 +281,8 @@ def device_of(name):
 def read_stdin():
     """Standard input as text, without its last line end.  Raises InputError if it is not text."""
     try:
+        if hasattr(sys.stdin, "reconfigure"):  # in some locales Python lets wrong bytes pass
+            sys.stdin.reconfigure(encoding="utf-8", errors="strict")
         return sys.stdin.read().rstrip("\n")
     except UnicodeDecodeError as error:
         raise InputError(f"the prompt on standard input is not UTF-8: byte {error.start}") from None

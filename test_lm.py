@@ -312,6 +312,9 @@ def test_lstm_refuses_wrong_sizes():
             LSTM(4, 6)(torch.zeros(shape))
     with pytest.raises(RuntimeError):
         LSTM(4, 6, 2)(torch.zeros(3, 2, 4), (torch.zeros(1, 2, 6), torch.zeros(1, 2, 6)))
+    for share in (-0.1, 1, 1.5):
+        with pytest.raises(ValueError):
+            LSTM(4, 6, 2, dropout=share)
 
 
 # --- lstm_lm.py and attention_lm.py --------------------------------------------------------
@@ -672,6 +675,8 @@ def test_greedy_and_temperature():
         assert torch.equal(sample.choose(log_probs, temperature=10.0**-seed / 1000, generator=generator), best)
         assert torch.equal(sample.choose(log_probs, temperature=1.0, top_k=1, generator=generator), best)
         assert torch.equal(sample.choose(log_probs, temperature=1.0, top_p=1e-9, generator=generator), best)
+    for temperature in (1e-300, 1e-46, 1e39, 1e300):  # all that --temperature takes: no number overflows into nan
+        assert sample.choose(log_probs.float(), temperature=temperature).max() < 30
     for temperature in (0.5, 1.0, 2.0):  # draws follow P^(1/t)
         rows = log_probs[:1].expand(40_000, -1)
         drawn = sample.choose(rows, temperature=temperature, generator=torch.Generator().manual_seed(0))
@@ -697,6 +702,8 @@ def test_top_k_and_top_p_keep_the_right_tokens():
     assert kept(top_k=2) == {1, 3} and kept(top_k=99) == {0, 1, 2, 3, 4}
     assert kept(top_p=0.39) == {1} and kept(top_p=0.41) == {1, 3} and kept(top_p=0.9) == {0, 1, 3, 4}
     assert kept(top_k=3, top_p=0.6) == {1, 3}
+    p = torch.zeros(5000, 4)  # all equal, and still no more than two
+    assert len(kept(top_k=2)) == 2
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -709,6 +716,9 @@ def test_generation(name):
         text = torch.cat((text, token[None]))
     assert torch.equal(greedy, torch.cat(list(sample.generate(model, prompt, 12))))
     assert not torch.isin(greedy[0], torch.cat(list(sample.generate(model, prompt, 12, never=[int(greedy[0])]))))
+
+    long = torch.randint(11, (600,))  # read in parts
+    assert next(sample.generate(model, long, 1)) == model(long[:, None])[0][-1, 0].argmax()
 
     def draw(seed):
         generator = torch.Generator().manual_seed(seed)
@@ -1102,7 +1112,7 @@ BAD_SAMPLING = {
     "device": (["good.pt", "--device", "cuda:7"], "no device"),
     "nothing": ([], "checkpoint"),
     "seed": (["good.pt", "--seed", "9" * 30], "--seed"),
-    "other model": (["att.pt", "--model", "cell"], "does not fit the model it is opened with: .*"),
+    "other model": (["att.pt", "--model", "cell"], "att.pt is of attention"),
     "pictures": (["att.pt", "--greedy", "--temperature", "1", "--show-attention", "a.svg"], "one picture"),
 }
 

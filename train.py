@@ -97,7 +97,10 @@ def parse_arguments(argv, defaults=None):
         "--epochs", metavar="N", type=positive, default=6, help="passes over the corpus (%(default)s)"
     )
     training.add_argument(
-        "--minutes", metavar="X", type=number(float, 0, open_low=True), help="a time to end in, instead (none)"
+        "--minutes",
+        metavar="X",
+        type=number(float, 0, open_low=True),
+        help="train for this time instead; the test comes after it (none)",
     )
     training.add_argument(
         "--target-ppl", metavar="X", type=number(float, 1), help="stop at this validation perplexity (none)"
