@@ -204,11 +204,11 @@ class Recurrence(torch.autograd.Function):
         gates = zx.detach().to(c0.dtype)  # (T, B, 4H)
         hs, cs, s_cs = (c0.new_empty(steps, B, H) for steps in (T + 1, T + 1, T))
         hs[0], cs[0] = h, c = h0, c0
-        with torch.inference_mode(), torch.autocast(zx.device.type, enabled=False):  # less to do at each operation
+        with torch.inference_mode(), torch.autocast(zx.device.type, enabled=False):  # less to book at each call
             for z, *out in zip(gates, hs[1:], cs[1:], s_cs):
                 z += product(h, ctx.W_hh)  # (B, 4H)
                 h, c, _ = lstm_step(z, c, out)  # (B, H)
-        ctx.save_for_backward(weight_hh, gates, hs, cs, s_cs)  # the first for an error if it is changed
+        ctx.save_for_backward(weight_hh, gates, hs, cs, s_cs)  # weight_hh: to be told if it changes
         return hs[1:], h.clone(), c.clone()
 
     @staticmethod
