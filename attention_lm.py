@@ -1,89 +1,77 @@
-"""A language model with attention: an encoder remembers, a decoder looks back while it writes.
+"""A language model with attention: it looks back at what it has read, and can copy a word from there.
 
     from attention_lm import AttentionLM
-    model = AttentionLM(vocab_size=10000, embedding_size=200, hidden_size=200, window=35)
+    model = AttentionLM(vocab_size=10000, embedding_size=200, hidden_size=200)
     log_probs, state = model(input, state)
-    h, weights, state = model.attend(input, state)          # the weights, to look at
 
-The text is cut into windows of W tokens. While the decoder reads a window and predicts,
-the encoder's hidden states over the window before are its memory:
+An LSTM has to keep all that it has read in two vectors. This model also keeps the states of earlier steps, in a memory.
+Slot j of the memory is a pair: the state m_j after reading the token x_j, and the token x_{j+1} that followed. At each
+step the model compares its own state with those in the slots. A slot that agrees with it is a place where the text was
+in a similar situation, and what followed there may well follow here:
 
-    memory   m_1 ... m_W = encoder LSTM over the window before
+    h', c'   = LSTMCell([x, context], (h, c))       the decoder; x is an embedding, context that of the step before
+    score_j  = m_j . h'                             dot product with each slot in view
+    score_0  = s . h' + b                           the sentinel: "look at no slot"
+    a        = softmax(score)                       weights over the sentinel and the slots
+    context' = sum_j a_j m_j                        what the model sees by looking back (bmm)
+    r        = tanh(W [h', context'] + d)           the readout
+    P(w)     = a_0 softmax(Linear(r))_w + sum_j a_j [x_{j+1} = w]
 
-    at each step, with x the token's embedding and h, c the decoder's states (with more
-    layers, the top one's h scores and the first one's cell takes the context):
-      score_j = m_j . h                            dot product
-      a       = softmax(score)                     weights over the memory, sum 1
-      context = sum_j a_j m_j                      bmm
-      h', c'  = LSTMCell([x, context], (h, c))
-      log P(next token) = log_softmax(Linear(h'))
+The last line is a mixture of two distributions over the next word w. The model generates a word with probability a_0,
+and copies one from the memory with probability 1 - a_0.
 
-This is the attention of Bahdanau et al. (2015), looking before it steps, with the dot
-score of Luong et al. (2015), put to language modelling as by Salton et al. (2017). Both
-LSTMs carry their states from window to window; so the decoder alone sees all that a
-plain LSTM language model sees, and its perplexity is over the same tokens.
+The memory can hold the states of one of two networks:
 
-In the first window the memory is empty, no state is made up: a softmax over nothing has
-no weights, and a sum of nothing is a context of exact zeros.
+    memory_from="encoder"    An encoder LSTM reads the same tokens, and m_j is its state: the encoder-decoder model.
+    memory_from="decoder"    m_j is the decoder's own h' of that step: self-attention. The context is not fed to the
+                             decoder, so that the decoder is a plain LSTM and all its steps look back at once.
 
-Sizes in comments: T steps, B streams, V words, E embedding, H hidden units, L layers,
-W the window, M the memory's length: W, or 0 in the first window.
+The memory slides along the text. A slot comes into view as soon as the token that followed it has been read, and
+leaves it when M newer ones are in view. Before the first slot, a_0 is 1, the context is zero and nothing is copied.
+
+Attention is that of Bahdanau et al. (2015), with the dot product, the readout and the fed context of Luong et al.
+(2015). Copying and the sentinel are those of Merity et al. (2017); see also Grave et al. (2017) and See et al. (2017).
+
+Sizes in comments: T steps, B streams, V words, E embedding, H hidden units, R readout, L layers, S slots: those carried
+from earlier calls, then T new ones.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lstm_cell import LSTM, LSTMCell, dropout, linear, lstm_step, sum_of_outer
+from lstm_cell import LSTM, LSTMCell
 from lstm_lm import LanguageModel
 
 
-def attention(h, memory, offsets=None):
-    """Dot-product attention: h (B, H), memory (B, M, H) -> context (B, H), weights (B, M).
+def attention(h, sentinel, slots, in_view):
+    """Dot-product attention to the sentinel and to the slots in view.
 
-    It is `F.scaled_dot_product_attention` with one query and a scale of 1. offsets: what to add to the scores and
-    to the context, (B, 1, M) and (B, 1, H), zeros if None.
+    h (B, T, H), sentinel, a Linear from H to 1, slots, a list of parts (B, S_k, H), in_view bool (T, S), S = sum of S_k
+    -> context (B, T, H), weights (B, T, 1 + S), first that of the sentinel, with the sum 1.
     """
-    to_scores, to_context = memory.new_zeros(2) if offsets is None else offsets
-    with torch.autocast(h.device.type, enabled=False):  # casting the memory at every step costs more than it saves
-        scores = torch.baddbmm(to_scores, h[:, None], memory.transpose(1, 2))  # (B, 1, M)
-        weights = torch.softmax(scores, dim=-1)  # (B, 1, M)
-        context = torch.baddbmm(to_context, weights, memory)  # (B, 1, H)
-    return context[:, 0], weights[:, 0]
+    with torch.autocast(h.device.type, enabled=False):  # bfloat16 has too few digits for scores
+        scores = torch.cat([torch.bmm(h, part.transpose(1, 2)) for part in slots], dim=-1)  # (B, T, S)
+        scores = torch.cat((sentinel(h), scores.masked_fill(~in_view, -torch.inf)), dim=-1)  # (B, T, 1 + S)
+        weights = torch.softmax(scores, dim=-1)  # (B, T, 1 + S)
+        _, *parts = weights.split([1, *(part.shape[1] for part in slots)], dim=-1)  # (B, T, S_k) each
+        return sum(torch.bmm(a, part) for a, part in zip(parts, slots)), weights
 
 
-class GradientOnce(torch.autograd.Function):
-    """y = y0 + W u at T steps: the gradient of W as one product after them all, where autograd adds up one a step.
-
-    y0 = GradientOnce.apply(y0, W, inputs) hands y0 on. Step t then makes y = y0[t] + W.detach() u and appends
-    u.detach() to inputs. So the gradient that comes back to y0 is dy of all steps, and that of W the sum of dy u^T.
-    """
-
-    @staticmethod
-    def forward(ctx, y0, W, inputs):
-        """y0 (T, B, N), W (N, K), or (B, N, K), one for each stream, inputs, a list that will hold T u (B, K) -> y0."""
-        ctx.inputs, ctx.each = inputs, W.dim() == 3
-        return y0.view_as(y0)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, dy):
-        """dy (T, B, N) -> dy0, the same, and dW like W, the sum of dy u^T."""
-        u = torch.stack(ctx.inputs).to(dy.dtype)  # (T, B, K)
-        if ctx.each:
-            return dy, torch.einsum("tbn,tbk->bnk", dy, u), None
-        return dy, sum_of_outer(dy.flatten(0, 1), u.flatten(0, 1)), None
+def log(p):
+    """The logarithm of probabilities, finite also where p is too small for a float."""
+    return p.clamp_min(torch.finfo(p.dtype).tiny).log()
 
 
 class AttentionLM(LanguageModel):
-    """Encoder-decoder language model with dot-product attention over the previous window.
+    """An LSTM language model that looks back at earlier states and can copy the words that followed them.
 
-    num_layers: L, of the encoder and of the decoder.  window: W; training in windows of as
-    many steps sends the decoder's loss through the whole encoder.  The rest: see
-    `LanguageModel`.
+    num_layers: L, of the LSTM whose states are the memory.  memory_from: "encoder" or "decoder", as above.
+    memory: M, the number of slots in view. In training it grows to M, see `grow`.
+    The other arguments are those of `LanguageModel`.
 
-    Its state is (tokens, memory, h_enc, c_enc, h_dec, c_dec): the tokens (<= W, B) of the
-    window being read, the memory (B, M, H) it looks at, and the two LSTMs' states (L, B, H).
+    The state is (tokens, memory, context, h, c, and with an encoder its h and c): the tokens (M, B) and states
+    (M, B, H) of the slots, the last context (1, B, H), and the states of the LSTMs, (L, B, H) or (1, B, H).
     """
 
     def __init__(
@@ -95,62 +83,91 @@ class AttentionLM(LanguageModel):
         dropout=0.0,
         input="embedding",
         tie_weights=False,
-        window=35,
+        memory_from="encoder",
+        memory=400,
     ):
         super().__init__(vocab_size, embedding_size, hidden_size, dropout, input, tie_weights)
-        self.window, self.hidden_size, self.num_layers = window, hidden_size, num_layers
-        self.encoder = LSTM(self.embedding_size, hidden_size, num_layers, dropout=dropout)
-        sizes = [self.embedding_size + hidden_size] + [hidden_size] * (num_layers - 1)
-        self.decoder = nn.ModuleList(LSTMCell(size, hidden_size) for size in sizes)
+        self.hidden_size, self.memory_from, self.memory, self.in_view = hidden_size, memory_from, memory, memory
+        lstm = LSTM(self.embedding_size, hidden_size, num_layers, dropout=dropout)
+        if memory_from == "encoder":
+            self.encoder = lstm
+            self.decoder = LSTMCell(self.embedding_size + hidden_size, hidden_size)
+        else:
+            self.decoder = lstm
+        self.sentinel = nn.Linear(hidden_size, 1)
+        nn.init.zeros_(self.sentinel.weight)
+        nn.init.constant_(self.sentinel.bias, 2)
+        self.readout = nn.Linear(2 * hidden_size, self.readout_size)
+
+    def start(self, B):
+        """The state before anything has been read: an empty memory, and zeros."""
+
+        def zeros(*shape):
+            return self.output.weight.new_zeros(*shape, B, self.hidden_size)
+
+        layers = [self.encoder.num_layers, 1] if self.memory_from == "encoder" else [self.decoder.num_layers]
+        tokens = torch.zeros(0, B, dtype=torch.int64, device=self.output.weight.device)
+        return tokens, zeros(0), zeros(1), *(zeros(L) for L in layers for _ in "hc")
 
     def attend(self, input, state=None):
-        """input int64 (T, B) -> hidden states (T, B, H), weights, a list of T tensors (B, M), state.
+        """Read input int64 (T, B) and look back at each step.
 
-        Any T > 0 will do: wherever a window is full, the encoder reads it and it becomes the
-        memory. Reading a text at once, in pieces or token by token is the same.
+        Returns r (T, B, R), weights (T, B, 1 + S), followers int64 (S, B), next state. weights[..., 0] is the weight
+        of the sentinel. followers[j] is the token that followed slot j; that of the last slot is not known yet, and
+        no step sees this slot.
         """
-        if state is None:
-            B, new_zeros = input.shape[1], self.output.weight.new_zeros
-            zeros = new_zeros(self.num_layers, B, self.hidden_size)
-            state = (input[:0], new_zeros(B, 0, self.hidden_size), zeros, zeros, zeros, zeros)
-        tokens, memory, h_enc, c_enc, h_dec, c_dec = state
-        h, c = list(h_dec), list(c_dec)  # a (B, H) for each layer
-        first, *upper = self.decoder
-        outputs, weights = [], []
-        while len(input):
-            if len(tokens) == self.window:  # it is full: it becomes the memory
-                states, (h_enc, c_enc) = self.encoder(self.embed(tokens), (h_enc, c_enc))  # (W, B, H)
-                memory, tokens = states.transpose(0, 1).contiguous(), tokens[:0]  # (B, W, H)
-            now, input = input.tensor_split([self.window - len(tokens)])
-            tokens = torch.cat((tokens, now))
-            # W_ih [x, context] + W_hh h = W_x x + W_rest [context, h]; the first of these for all steps at once
-            W_x, W_context = first.weight_ih.split([self.embedding_size, self.hidden_size], dim=1)  # (4H, E), (4H, H)
-            x = self.embed(now).flatten(0, 1)  # (T * B, E)
-            zx = linear(x, W_x, first.bias_ih + first.bias_hh).unflatten(0, now.shape)  # (T, B, 4H)
-            W_rest = torch.cat((W_context, first.weight_hh), dim=1).to(zx.dtype)  # (4H, 2H)
-            # Each step has three products: by W_rest, the memory and its transpose. Of each, what it multiplies is kept
-            # in a list, and what it is added to (for two of them zeros) tells its gradient at the end.
-            rests, queries, looks = [], [], []
-            zx = GradientOnce.apply(zx, W_rest, rests)
-            to_scores = GradientOnce.apply(memory.new_zeros(*now.shape, memory.shape[1]), memory, queries)  # (T, B, M)
-            to_contexts = memory.new_zeros(*now.shape, self.hidden_size)
-            to_contexts = GradientOnce.apply(to_contexts, memory.transpose(1, 2), looks)  # (T, B, H)
-            W, m = W_rest.detach(), memory.detach()
-            for zx_t, *offsets in zip(zx, to_scores[:, :, None], to_contexts[:, :, None]):
-                context, a = attention(h[-1], m, offsets)  # (B, H), (B, M)
-                rest = torch.cat((context, h[0]), dim=-1)  # (B, 2H)
-                rests.append(rest.detach())
-                queries.append(h[-1].detach())
-                looks.append(a.detach())
-                z = zx_t + F.linear(rest, W)  # (B, 4H)
-                h[0], c[0], _ = lstm_step(z.to(c[0].dtype), c[0])
-                for layer, cell in enumerate(upper, 1):
-                    h[layer], c[layer] = cell(dropout(h[layer - 1], self.dropout, self.training), (h[layer], c[layer]))
-                outputs.append(h[-1])
-                weights.append(a)
-        return torch.stack(outputs), weights, (tokens, memory, h_enc, c_enc, torch.stack(h), torch.stack(c))
+        tokens, memory, context, *lstm_states = self.start(input.shape[1]) if state is None else state
+        carried, T = len(memory), len(input)
+        M = self.in_view if self.training else self.memory
+        step = torch.arange(carried, carried + T, device=input.device)[:, None]  # (T, 1)
+        slot = torch.arange(carried + T, device=input.device)  # (S,)
+        in_view = (step - M <= slot) & (slot < step)  # (T, S)
 
-    def features(self, input, state=None):
-        """int64 (T, B) -> hidden states (T, B, H), state."""
-        h, _, state = self.attend(input, state)
-        return h, state
+        x = self.embed(input)  # (T, B, E)
+        if self.memory_from == "encoder":
+            m, encoder_state = self.encoder(x, lstm_states[2:])  # (T, B, H)
+            slots = [part.transpose(0, 1).contiguous() for part in (memory, m)]  # only m has a gradient
+            h, c, context = lstm_states[0][0], lstm_states[1][0], context[0]  # (B, H) each
+            steps = []
+            for x_t, in_view_t in zip(x, in_view):
+                h, c = self.decoder(torch.cat((x_t, context), dim=-1), (h, c))  # (B, H) each
+                context, a = attention(h[:, None], self.sentinel, slots, in_view_t)
+                context, a = context[:, 0], a[:, 0]  # (B, H), (B, 1 + S)
+                steps.append((h, context, a))
+            hs, contexts, weights = map(torch.stack, zip(*steps))  # (T, B, H), (T, B, H), (T, B, 1 + S)
+            lstm_states = h[None], c[None], *encoder_state
+        else:
+            m, lstm_states = self.decoder(x, lstm_states)  # (T, B, H)
+            hs, slots = m, [torch.cat((memory, m)).transpose(0, 1)]  # [(B, S, H)]
+            h = hs.transpose(0, 1)  # (B, T, H)
+            contexts, weights = (part.transpose(0, 1) for part in attention(h, self.sentinel, slots, in_view))
+
+        r = torch.tanh(self.readout(torch.cat((hs, contexts), dim=-1)))  # (T, B, R)
+        tokens, memory = torch.cat((tokens, input)), torch.cat((memory, m))  # (S, B), (S, B, H)
+        followers = torch.cat((tokens[1:], tokens[-1:]))  # (S, B)
+        return r, weights, followers, (tokens[-M:], memory[-M:], contexts[-1:], *lstm_states)
+
+    def forward(self, input, state=None):
+        """input int64 (T, B), state as returned before or None -> log-probabilities (T, B, V), next state."""
+        r, weights, followers, state = self.attend(input, state)
+        p = weights[..., :1] * self.log_softmax(r).exp()  # (T, B, V)
+        copied = weights[..., 1:]  # (T, B, S)
+        p = p.scatter_add(-1, followers.t().expand(copied.shape), copied)  # (T, B, V)
+        return log(p), state
+
+    def loss(self, input, target, state=None):
+        """input and target int64 (T, B) -> the mean of -log P(target) in nats, next state.
+
+        It equals `LanguageModel.loss`, but computes the mixture for the target alone.
+        """
+        r, weights, followers, state = self.attend(input, state)
+        generated = self.log_softmax(r).gather(-1, target[..., None])[..., 0].exp()  # (T, B)
+        copied = (weights[..., 1:] * (followers.t() == target[..., None])).sum(dim=-1)  # (T, B)
+        return -log(weights[..., 0] * generated + copied).mean(), state
+
+    def grow(self, progress):
+        """Let the steps of training see few slots at first and M at the end.
+
+        With many slots from the start, the model takes several epochs to learn to look at the right ones.
+        """
+        self.in_view = max(1, round(progress * self.memory))

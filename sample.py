@@ -32,7 +32,7 @@ import sys
 import textwrap
 import warnings
 
-from data import EOS, SPLITS, UNK, InputError, Parser, Vocabulary, detokenise, number, run, tokenise
+from data import EOS, SPLITS, UNK, InputError, Parser, Vocabulary, detokenise, number, run, tokenise, write_atomically
 import torch
 
 from attention_lm import AttentionLM
@@ -57,7 +57,7 @@ def build_model(settings, vocab_size):
     )
     try:
         if settings["model"] == "attention":
-            return AttentionLM(**shared, window=settings["window"])
+            return AttentionLM(**shared, memory_from=settings["memory_from"], memory=settings["memory"])
         return LSTMLM(**shared, core=settings["model"])
     except ValueError as error:
         raise InputError(str(error)) from None
@@ -190,77 +190,89 @@ def compare(columns, width):
 # --- Attention, for people to look at ----------------------------------------------------
 
 
-def attention_windows(model, vocabulary, tokens):
-    """What each word of a text looked at -> list of (memory words, [(new word, weights over the memory), ...]).
+@torch.inference_mode()
+def look_back(model, vocabulary, tokens):
+    """What an AttentionLM sees as it reads a text: for each token a tuple (token, p, copied, weights).
 
-    tokens: list of N tokens; a model's own window is one entry, its memory the window before.
+    tokens: list of N tokens, each predicted from those before it.  p: the probability that the model gives the token.
+    copied: the share of its prediction that it copies from the memory.  weights: that of each earlier slot, oldest
+    first. Slot j is followed by tokens[j].
     """
-    indices = torch.cat((torch.tensor([vocabulary.start]), vocabulary.encode(tokens)))
-    device = next(model.parameters()).device
-    with torch.inference_mode():
-        weights = model.attend(indices[:-1, None].to(device))[1]  # N tensors (1, M)
-    read = [EOS, *tokens]  # step t reads read[t] and predicts read[t + 1]
-    W = model.window
-    return [
-        (read[k - W : k], [(read[t + 1], weights[t][0].tolist()) for t in range(k, min(k + W, len(tokens)))])
-        for k in range(W, len(tokens), W)
-    ]
+    indices = torch.cat((torch.tensor([vocabulary.start]), vocabulary.encode(tokens)))[:, None]  # (1 + N, 1)
+    indices = indices.to(next(model.parameters()).device)
+    log_probs, _ = model(indices[:-1])  # (N, 1, V)
+    p = log_probs.exp().gather(-1, indices[1:, None])[:, 0, 0].tolist()
+    weights = model.attend(indices[:-1])[1][:, 0].tolist()  # N lists of 1 + N weights, the sentinel's first
+    return [(tokens[t], p[t], 1 - weights[t][0], weights[t][1 : t + 1]) for t in range(len(tokens))]
 
 
-def draw_attention(windows):
-    """The weights as text: a row for each new word, a shade for each word of the memory."""
-    lines = []
-    for memory, rows in windows:
-        lines += ["", "the memory: " + " ".join(memory), ""]
-        for word, weights in rows:
-            shades = "".join(" ·░▒▓█"[min(5, int(6 * weight / max(weights)))] for weight in weights)
-            best = sorted(zip(weights, memory), reverse=True)[:3]
-            looked = "  ".join(f"{other} {weight:.2f}" for weight, other in best)
-            lines.append(f"{word[:14]:>14} |{shades}| {looked}")
+def most_seen(rows, count):
+    """The slots with the largest sums of weights over the rows of `look_back`, at most `count`, in order of the text."""
+    slots = range(len(rows[-1][3]))
+    total = [sum(weights[j] for *_, weights in rows if j < len(weights)) for j in slots]
+    return sorted(sorted(slots, key=total.__getitem__)[-count:])
+
+
+def draw_attention(rows, tokens, width):
+    """The last rows of `look_back` as text, at most `width` wide: a shade for each slot, and the two largest weights."""
+    columns = most_seen(rows, max(10, width - 74))
+    before = ["(start)", *tokens]
+    lines = ["         the word  P(word)  copied  the slots most looked at, as: word -> the word that followed it"]
+    for word, p, copied, weights in rows[-40:]:
+        shades = "".join(" .:-=+*#%@"[min(9, int(10 * weights[j]))] if j < len(weights) else " " for j in columns)
+        best = sorted(((weight, j) for j, weight in enumerate(weights) if weight >= 0.05), reverse=True)[:2]
+        seen = "  ".join(f"{before[j][:10]} -> {tokens[j][:10]} {weight:.2f}" for weight, j in best)
+        lines.append(f"{word[:17]:>17}  {p:7.3f}  {copied:6.2f} |{shades}| {seen}".rstrip())
     return "\n".join(lines)
 
 
-def attention_svg(windows):
-    """The weights as an SVG picture: a grid for each window, rows are new words, columns the memory."""
-    cell, left, top = 18, 130, 110
-    parts, y = [], 10
-    for memory, rows in windows:
-        y += top
-        for column, word in enumerate(memory):
-            x = left + (column + 0.7) * cell
-            parts.append(f'<text transform="translate({x:.0f},{y - 6}) rotate(-60)">{html.escape(word)}</text>')
-        for row, (word, weights) in enumerate(rows):
+def attention_svg(rows, tokens):
+    """The last rows of `look_back` as an SVG picture.
+
+    Rows are the words to come. Columns are the slots most looked at, each named by its word and the word that followed.
+    A cell is as dark as its weight, and orange where the word that followed is the word to come. A bar beside each row
+    is the share of the prediction that is copied.
+    """
+    rows, cell, left, top = rows[-36:], 16, 110, 130
+    columns, before = most_seen(rows, 46), ["(start)", *tokens]
+    right, bottom = left + cell * len(columns), top + cell * len(rows)
+    parts = [f'<text x="{right + 8}" y="{top - 8}">copied</text>']
+    for column, j in enumerate(columns):
+        place = f"translate({left + (column + 0.7) * cell:.0f},{top - 6}) rotate(-60)"
+        label = html.escape(f"{before[j][:12]} \u2192 {tokens[j][:12]}")
+        parts.append(f'<text transform="{place}">{label}</text>')
+    for row, (word, p, copied, weights) in enumerate(rows):
+        y = top + row * cell
+        parts.append(f'<text x="{left - 8}" y="{y + 12}" text-anchor="end">{html.escape(word[:16])}</text>')
+        parts.append(f'<rect class="bar" x="{right + 8}" y="{y + 3}" width="{60 * copied:.1f}" height="{cell - 6}"/>')
+        for column, j in enumerate(columns):
+            weight = weights[j] if j < len(weights) else 0.0
+            kind = "none" if j >= len(weights) else "hit" if tokens[j] == word else "slot"
+            words = html.escape(f"{before[j]} \u2192 {tokens[j]}: {weight:.3f}; P({word}) = {p:.3f}")
             parts.append(
-                f'<text x="{left - 8}" y="{y + (row + 0.7) * cell:.0f}" text-anchor="end">{html.escape(word)}</text>'
+                f'<rect class="{kind}" x="{left + column * cell}" y="{y}" width="{cell - 1}" height="{cell - 1}" '
+                f'fill-opacity="{0.05 + 0.95 * weight:.3f}"><title>{words}</title></rect>'
             )
-            for column, weight in enumerate(weights):
-                words = html.escape(f"{word} looked at {memory[column]}: {weight:.3f}")
-                parts.append(
-                    f'<rect x="{left + column * cell}" y="{y + row * cell}" width="{cell - 1}" height="{cell - 1}" '
-                    f'fill-opacity="{0.04 + 0.96 * weight / max(weights):.3f}"><title>{words}</title></rect>'
-                )
-        y += len(rows) * cell + 20
-    width = left + cell * max((len(memory) for memory, _ in windows), default=0) + 60
-    style = "<style>text{font:12px sans-serif;fill:#222}rect{fill:#0b5394}</style>"
-    style += '<rect width="100%" height="100%" style="fill:#fff"/>'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{y}">{style}{"".join(parts)}</svg>\n'
+    style = (
+        "text{font:11px sans-serif;fill:#222}.slot{fill:#0b5394}.hit{fill:#d95f02}.none{fill:#fff}.bar{fill:#666}"
+        ".page{fill:#fff}"
+    )
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{right + 80}" height="{bottom + 10}"><style>{style}</style>'
+    return f'{head}<rect class="page" width="100%" height="100%"/>{"".join(parts)}</svg>\n'
 
 
 def show_attention(file, model, vocabulary, tokens):
-    """Draw what each word of a text looked at, in the terminal and, unless `file` is empty, as an SVG file.
+    """Print where the model looks as it reads a text and, unless `file` is empty, draw it as an SVG file.
 
-    Raises InputError when the text is shorter than a window, or the file cannot be written.
+    Raises InputError when the text has less than two tokens, or the file cannot be written.
     """
-    windows = attention_windows(model, vocabulary, tokens)
-    if not windows:
-        raise InputError(f"the memory is empty for the first {model.window} words: give --tokens {2 * model.window}")
-    print(draw_attention(windows))
+    if len(tokens) < 2:
+        raise InputError("there is nothing to look back at: give a --prompt or --tokens of at least 2 words")
+    rows = look_back(model, vocabulary, tokens)
+    print(draw_attention(rows, tokens, shutil.get_terminal_size((110, 24)).columns))
     if file:
-        try:
-            pathlib.Path(file).write_text(attention_svg(windows), encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"{file} cannot be written: {error.strerror}") from None
-        print(f"\nwrote {file}: open it in a browser; a cell names its words and weight")
+        write_atomically(file, lambda out: out.write(attention_svg(rows, tokens).encode()))
+        print(f"\nwrote {file}: open it in a browser; a cell names its slot and weight")
 
 
 # --- The command -------------------------------------------------------------------------

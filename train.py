@@ -71,7 +71,12 @@ def parse_arguments(argv, defaults=None):
     model = parser.add_argument_group("model")
     model.add_argument("--model", choices=MODELS, default="cell", help="(%(default)s)")
     model.add_argument("--input", choices=["embedding", "one-hot"], default="embedding", help="(%(default)s)")
-    model.add_argument("--hidden-size", metavar="N", type=positive, default=256, help="units in a layer (%(default)s)")
+    model.add_argument(
+        "--hidden-size",
+        metavar="N",
+        type=positive,
+        help="units in a layer (256; attention, to be of equal size, 192, or 240 with the decoder's memory)",
+    )
     model.add_argument("--embedding-size", metavar="N", type=positive, help="numbers for a token (the hidden size)")
     model.add_argument(
         "--layers", metavar="N", type=positive, default=1, help="LSTMs on top of each other (%(default)s)"
@@ -84,6 +89,11 @@ def parse_arguments(argv, defaults=None):
         action=argparse.BooleanOptionalAction,
         help="one matrix for embedding and output (if it can be)",
     )
+    attention = parser.add_argument_group("attention")
+    attention.add_argument(
+        "--memory-from", choices=["encoder", "decoder"], default="encoder", help="whose states to look at (%(default)s)"
+    )
+    attention.add_argument("--memory", metavar="N", type=positive, default=400, help="slots in view (%(default)s)")
     training = parser.add_argument_group("training")
     training.add_argument("--batch-size", metavar="N", type=positive, default=20, help="parallel streams (%(default)s)")
     training.add_argument("--bptt", metavar="N", type=positive, default=35, help="steps of a window (%(default)s)")
@@ -122,12 +132,17 @@ def parse_arguments(argv, defaults=None):
     machine.add_argument("--resume", metavar="DIR", help="go on with the run in DIR, with its settings")
     parser.set_defaults(**(defaults or {}))
     args = parser.parse_args(argv)
+    args.hidden_size = args.hidden_size or default_hidden_size(args.model, args.memory_from)
     args.embedding_size = args.embedding_size or args.hidden_size
     if args.tie_weights is None:
-        args.tie_weights = args.input == "embedding" and args.embedding_size == args.hidden_size
-    args.window = args.bptt if args.model == "attention" else None
+        args.tie_weights = args.input == "embedding"
     args.out = args.resume or args.out or f"out/{args.model}"
     return args
+
+
+def default_hidden_size(model, memory_from):
+    """The hidden size at which all models have equally many parameters on the default corpus, within 2%."""
+    return 256 if model != "attention" else 192 if memory_from == "encoder" else 240
 
 
 # --- Evaluation --------------------------------------------------------------------------
@@ -329,6 +344,7 @@ class Trainer:
         for group in self.optimizer.param_groups:  # torch's schedulers count steps; progress may count time
             group["lr"] = self.args.lr * schedule(self.progress())
         self.optimizer.zero_grad(set_to_none=True)
+        self.model.grow(self.progress())
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.args.bfloat16):
             loss, state = self.model.loss(input, target, self.state if position else None)
         loss.backward()
@@ -435,7 +451,7 @@ def benchmark(args, corpus, device, out, status, rounds=12, steps=5):
     trainers = {}
     for name in MODELS:
         torch.manual_seed(args.seed)
-        settings = {**vars(args), "model": name, "window": args.bptt}
+        settings = {**vars(args), "model": name}
         model = build_model(settings, len(corpus.vocabulary)).to(device).train()
         trainers[name] = Trainer(model, corpus, args, out, status)
     cores = {f"{name} alone": trainers[name].model.core for name in ("lstm", "cell")}
