@@ -4,7 +4,7 @@ Run it to see what a corpus looks like once it is prepared:
 
     python data.py                            # the built-in corpus, python-docs
     python data.py ptb                        # or shakespeare, a text file, a folder
-    python data.py shakespeare --level char
+    python data.py shakespeare --level char --split 0.9 0.1   # nanoGPT's splits: no test
     python data.py --ngram 5                  # also test a 5-gram model on it
 
 A text becomes batches in four steps, here "A cat sat. It slept.":
@@ -86,6 +86,8 @@ def ends_sentence(text):
 @functools.lru_cache(maxsize=1 << 17)  # words repeat, so most of them need no regular expression
 def tokens_of(word):
     """The tokens of the characters between two spaces, with `<eos>` where a sentence ends -> tuple of str."""
+    if word.isalpha():
+        return (word,)
     tokens = []
     for match in re.finditer(r"(\d\w*(?:[.,]\d+)*)|<unk>|[^\W\d]\w*(?:'[a-z]+)?|([^\w\s])\2*", word):
         tokens.append(NUMBER if match[1] else match[0])
@@ -107,7 +109,8 @@ def normalise(lines):
     """
     last, quotes = EOS, str.maketrans("‘’“”", "''\"\"")
     for line in lines:
-        for part in line.lower().translate(quotes).splitlines():
+        line = line.lower() if line.isascii() else line.lower().translate(quotes)
+        for part in line.splitlines():
             if HAS_WORD.search(part):
                 if last != EOS and STARTS_SENTENCE.match(part):
                     yield EOS
@@ -429,8 +432,7 @@ def load_corpus(name, level="word", min_count=3, max_size=None, fractions=None):
         if len(tokens) < 10 and not (split == "test" and begin == end):
             raise InputError(f"the {split} split of {name} is too short ({len(tokens)} tokens): give more text")
     del texts  # a large text takes as much memory as all that follows
-    counts = torch.bincount(splits[0], minlength=len(index))
-    counts = dict(zip(index, counts.tolist()))
+    counts = dict(zip(index, torch.bincount(splits[0], minlength=len(index)).tolist()))
     vocabulary = Vocabulary.build(counts, tokeniser, min_count if tokeniser == "text" else 1, max_size)
     renumber = vocabulary.encode(index).to(integer_type(len(vocabulary)))  # (tokens in index,)
     return Corpus(
@@ -546,11 +548,11 @@ def add_corpus_flags(parser):
     """The flags that describe the corpus, for this script and for train.py -> their argparse group."""
     group = parser.add_argument_group("corpus")
     fraction = number(float, 0, 1, open_low=True)
-    least, most = number(int, 1), number(int, 2)
     group.add_argument("--level", choices=["word", "char"], default="word", help="what a token is (%(default)s)")
-    group.add_argument("--min-count", type=least, metavar="N", default=3, help="rarer words are <unk> (%(default)s)")
-    group.add_argument("--vocab-size", type=most, metavar="N", help="keep at most this number of words (all)")
-    group.add_argument("--split", type=fraction, nargs=2, metavar="X", help="shares of train and valid (0.8 0.1)")
+    group.add_argument("--min-count", type=number(int, 1), metavar="N", default=3, help="rarer words become <unk> (%(default)s)")
+    group.add_argument("--vocab-size", type=number(int, 2), metavar="N", help="keep at most this number of words (all)")
+    shares = "shares of train and valid; the rest is test (0.8 0.1)"
+    group.add_argument("--split", type=fraction, nargs=2, metavar=("TRAIN", "VALID"), help=shares)
     return group
 
 
@@ -588,10 +590,11 @@ def run(main):
 
     A reader that leaves early, as in `| head`, ends the script without a message.
     """
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # it is None where standard output is closed
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a character that a terminal cannot show is printed as ?
-            stream.reconfigure(errors="replace")
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # it is closed
+            setattr(sys, name, open(os.devnull, "w"))
+        if hasattr(getattr(sys, name), "reconfigure"):  # a character that a terminal cannot show is printed as ?
+            getattr(sys, name).reconfigure(errors="replace")
     try:
         main()
         sys.stdout.flush()

@@ -520,6 +520,7 @@ def test_normalisation():
         " end",
         "",
     ]
+    assert list(data.tokenise("Zombie.g. b", "text")) == ["zombie", ".", "g", ".", "<eos>", "b", "<eos>"]
     assert list(data.tokenise("A b.\n\nC", "text")) == ["a", "b", ".", "<eos>", "c", "<eos>"]
     assert list(data.tokenise("a N <unk>\nB c\n", "lines")) == ["a", "N", "<unk>", "<eos>", "B", "c", "<eos>"]
     assert list(data.tokenise("Ab\n", "chars")) == ["A", "b", "\n"]
@@ -542,6 +543,7 @@ def test_text_reads_as_text_again():
         assert "".join(data.detokenise(data.tokenise(text, tokeniser), tokeniser)) == text
     for call in ("f() and os.getenv(x), or read_text(path)\n", ">>> f(x)\n"):
         assert "".join(data.detokenise(data.tokenise(call, "text"), "text")) == call
+    assert "".join(data.detokenise("or N . N , not N . a".split(), "text")) == "or N .N, not N.a"
     endless = data.detokenise(itertools.cycle(["a", "."]), "text")
     assert [next(endless) for _ in range(3)] == ["a", ".", "a"]  # a piece for each token, as it comes
 
@@ -584,7 +586,8 @@ def test_splits_are_contiguous_and_cut_no_document():
         parts = parts_of(text)
         assert "".join(parts) == text and all(parts)
         assert [document for part in parts for document in part.strip("\n").split("\n\n\n")] == documents
-        assert 0.75 < len(parts[0]) / len(text) <= 0.8 and 0.85 < len(parts[0] + parts[1]) / len(text) <= 0.9
+        for fraction, part in [(0.8, parts[0]), (0.9, parts[0] + parts[1])]:  # no document has 40 characters
+            assert fraction * len(text) - 40 < len(part) <= fraction * len(text)
 
 
 @pytest.mark.parametrize("gap", ["\n\n", "\n", "\r", "\r\n", "\t", " ", "\u00a0", "\u3000", "。", "！"])
@@ -683,7 +686,7 @@ def test_vocabulary_and_splits_come_from_the_right_text(tmp_path):
     assert corpus.vocabulary.decode(corpus.test[:6]) == ["Mr.", "<unk>", "has", "N", "x", "<eos>"]
 
 
-@pytest.mark.parametrize("level, characters, dtype", [("char", 200, torch.uint8), ("char", 900, torch.int16)])
+@pytest.mark.parametrize("level, characters, dtype", [("char", 200, torch.uint8), ("char", 300, torch.int16)])
 def test_a_corpus_is_stored_small_and_exactly(level, characters, dtype, tmp_path):
     """More than a million tokens, so that they come in blocks; new characters keep coming, so that types change."""
     text = "".join(chr(0x3041 + k * characters // 1_500_000) for k in range(1_500_000))
@@ -807,7 +810,8 @@ def test_what_the_terminal_cannot_show_is_replaced(monkeypatch):
 def test_standard_output_that_is_full_or_closed(output, expected, tmp_path):
     (tmp_path / "text.txt").write_text(make_text())
     words = f"{sys.executable} data.py {tmp_path / 'text.txt'} >{output}"
-    ran = subprocess.run(words, shell=True, cwd=HERE, capture_output=True, text=True)
+    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}  # as usual; then it is the last flush that fails
+    ran = subprocess.run(words, shell=True, cwd=HERE, env=buffered, capture_output=True, text=True)
     expected = f"error: standard output cannot be used: {expected}\n" if expected else ""
     assert (ran.returncode, ran.stderr) == (2 if expected else 0, expected)
 
