@@ -435,9 +435,11 @@ def load_corpus(name, level="word", min_count=3, max_size=None, fractions=None):
     counts = dict(zip(index, torch.bincount(splits[0], minlength=len(index)).tolist()))
     vocabulary = Vocabulary.build(counts, tokeniser, min_count if tokeniser == "text" else 1, max_size)
     renumber = vocabulary.encode(index).to(integer_type(len(vocabulary)))  # (tokens in index,)
-    return Corpus(
-        vocabulary, *(torch.cat([renumber[block.long()] for block in split.split(1_000_000)]) for split in splits)
-    )
+    for k, split in enumerate(splits):
+        splits[k] = torch.empty(len(split), dtype=renumber.dtype)
+        for old, new in zip(split.split(1_000_000), splits[k].split(1_000_000)):
+            new.copy_(renumber[old.long()])
+    return Corpus(vocabulary, *splits)
 
 
 # --- Batches ---------------------------------------------------------------------------
@@ -547,9 +549,9 @@ def number(kind, low, high=None, open_low=False):
 def add_corpus_flags(parser):
     """The flags that describe the corpus, for this script and for train.py -> their argparse group."""
     group = parser.add_argument_group("corpus")
-    fraction = number(float, 0, 1, open_low=True)
+    positive, fraction = number(int, 1), number(float, 0, 1, open_low=True)
     group.add_argument("--level", choices=["word", "char"], default="word", help="what a token is (%(default)s)")
-    group.add_argument("--min-count", type=number(int, 1), metavar="N", default=3, help="rarer words become <unk> (%(default)s)")
+    group.add_argument("--min-count", type=positive, metavar="N", default=3, help="rarer words are <unk> (%(default)s)")
     group.add_argument("--vocab-size", type=number(int, 2), metavar="N", help="keep at most this number of words (all)")
     shares = "shares of train and valid; the rest is test (0.8 0.1)"
     group.add_argument("--split", type=fraction, nargs=2, metavar=("TRAIN", "VALID"), help=shares)
