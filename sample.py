@@ -32,7 +32,8 @@ import sys
 import textwrap
 import warnings
 
-from data import EOS, SPLITS, UNK, InputError, Parser, Vocabulary, detokenise, number, run, tokenise, write_atomically
+from data import EOS, SPLITS, UNK, InputError, Parser, Vocabulary, detokenise, number, restore_numbers, run
+from data import tokenise, write_atomically
 import torch
 
 from attention_lm import AttentionLM
@@ -153,10 +154,10 @@ def prompt_tokens(text, vocabulary):
 
     Raises InputError for a prompt without any token.
     """
-    tokens = tokenise(text, vocabulary.form)
+    tokens = list(tokenise(restore_numbers(text) if vocabulary.tokeniser == "text" else text, vocabulary.tokeniser))
     if tokens and tokens[-1] == EOS:
         tokens.pop()  # the prompt's last sentence may go on
-    if vocabulary.form == "lines":  # The is the in a corpus of lower case
+    if vocabulary.tokeniser == "lines":  # The is the in a corpus of lower case
         tokens = [token if token in vocabulary.word2index else token.lower() for token in tokens]
     if not tokens:
         raise InputError("the prompt is empty: give some words, or leave --prompt out to start from nothing")
@@ -340,7 +341,7 @@ def title(path, checkpoint):
     return f"{path}\nperplexity {', '.join(known)}" if known else str(path)
 
 
-def stream(given, steps, form):
+def stream(given, steps, tokeniser):
     """Print a prompt and its continuation as it is made -> the list of all its tokens."""
     tokens = []
 
@@ -349,7 +350,7 @@ def stream(given, steps, form):
             tokens.append(token)
             yield token
 
-    for piece in detokenise(as_made(), form):
+    for piece in detokenise(as_made(), tokeniser):
         print(piece, end="", flush=True)
     print()
     return tokens
@@ -384,10 +385,10 @@ def main(argv=None):
             how = dict(temperature=temperature, top_k=args.top_k, top_p=args.top_p)
             steps = continuations(model, vocabulary, given, args.tokens, args.num_samples, args.seed, **how)
             if alone:
-                firsts.append(stream(given, steps, vocabulary.form))
+                firsts.append(stream(given, steps, vocabulary.tokeniser))
             else:
                 samples = [[*given, *new] for new in zip(*steps)]
-                texts = ["".join(detokenise(sample, vocabulary.form)).strip() for sample in samples]
+                texts = ["".join(detokenise(sample, vocabulary.tokeniser)).strip() for sample in samples]
                 columns.append((title(path, checkpoint), "\n\n".join(texts)))
                 firsts.append(samples[0])
         if columns:

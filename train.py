@@ -53,7 +53,8 @@ from sample import build_model, continuations, device_of, load_checkpoint, read_
 MODELS = ["lstm", "cell", "attention"]
 COLUMNS = ["step", "epoch", "seconds", "tokens_per_second", "train_loss", "valid_loss", "valid_ppl"]
 FIXED = (  # the flags that a resumed run must keep
-    "model input embedding_size hidden_size layers dropout tie_weights data level min_count vocab_size batch_size bptt"
+    "model input embedding_size hidden_size layers dropout tie_weights data level min_count vocab_size split "
+    "batch_size bptt"
 ).split()
 
 
@@ -495,7 +496,7 @@ def checkpoint_dict(model, vocabulary, args, results):
     """All that sampling needs, in plain types that `torch.load(weights_only=True)` reads."""
     return {
         "settings": {name: value for name, value in vars(args).items() if name not in ("resume", "out", "benchmark")},
-        "vocabulary": {"index2word": vocabulary.index2word, "form": vocabulary.form},
+        "vocabulary": {"index2word": vocabulary.index2word, "tokeniser": vocabulary.tokeniser},
         "weights": model.state_dict(),
         "results": results,
     }
@@ -524,11 +525,11 @@ def main(argv=None):
     keep_freed_memory()
     torch.manual_seed(args.seed)
     status.line(f"reading {args.data}")
-    corpus = load_corpus(args.data, args.level, args.min_count, args.vocab_size)
+    corpus = load_corpus(args.data, args.level, args.min_count, args.vocab_size, args.split)
     if saved and saved["vocabulary"]["index2word"] != corpus.vocabulary.index2word:
         raise InputError(f"{args.data} is not the text that {args.resume} was trained on: it gives another vocabulary")
     sizes = ", ".join(f"{len(getattr(corpus, split)):,} {split}" for split in SPLITS)
-    status.line(f"{sizes} tokens, {len(corpus.vocabulary):,} different, cut as {corpus.vocabulary.form}")
+    status.line(f"{sizes} tokens, {len(corpus.vocabulary):,} different, tokeniser {corpus.vocabulary.tokeniser}")
     if args.benchmark:
         return benchmark(args, corpus, device, out, status)
     model = build_model(vars(args), len(corpus.vocabulary)).to(device)
@@ -554,7 +555,7 @@ def main(argv=None):
     word = args.level == "word"
     prompt = vocabulary.decode(corpus.valid[: 10 if word else 40])
     steps = continuations(model, vocabulary, prompt, 60 if word else 300, 1, args.seed, temperature=0.7)
-    text = detokenise(itertools.chain(prompt, (token for (token,) in steps)), vocabulary.form)
+    text = detokenise(itertools.chain(prompt, (token for (token,) in steps)), vocabulary.tokeniser)
     print(
         f"\nThe first {len(prompt)} tokens of the validation text, and how {args.model} goes on:\n\n"
         + "".join(text).strip()
