@@ -6,17 +6,17 @@
     python sample.py out/*/checkpoint.pt --prompt "the function returns" --greedy --temperature 0.5 1.0
     python sample.py out/attention/checkpoint.pt --show-attention attention.svg
 
-A language model gives log P(next token | text so far). Decoding is how a text is made of it:
+A language model gives log P(next token | text so far). Decoding turns it into a text:
 
-    greedy          the most probable token, every time
-    temperature t   a draw from P^(1/t), normalised: t = 1 is the model's own distribution,
-                    t -> 0 tends to greedy, t > 1 is bolder than the model
-    top-k           the draw is among the k most probable tokens only
-    top-p           among the fewest tokens that hold p of the probability (nucleus sampling,
-                    Holtzman et al., 2020)
+    greedy          always take the most probable token
+    temperature t   draw from P^(1/t), normalised: t = 1 is the model's own distribution,
+                    t -> 0 tends to greedy, t > 1 gives rare tokens more chances
+    top-k           draw among the k most probable tokens only
+    top-p           draw among the fewest tokens whose probabilities add up to p (nucleus
+                    sampling, Holtzman et al., 2020)
 
-Each token goes back in as the next input, with the model's state: nothing is computed
-twice. `<unk>` is never chosen; it stands for words that the vocabulary does not have.
+Each token goes back in as the next input, together with the model's state, so no token is
+read twice. `<unk>` is never chosen, because it stands for words outside the vocabulary.
 
 Sizes in comments: P tokens of prompt, B samples in parallel, V words.
 """
@@ -26,19 +26,174 @@ import html
 import inspect
 import io
 import itertools
+import math
 import pathlib
 import shutil
 import sys
 import textwrap
 import warnings
+import zipfile
 
-from data import EOS, SPLITS, UNK, InputError, Parser, Vocabulary, detokenise, number, run, tokenise
+from data import EOS, SPLITS, UNK, InputError, Parser, Vocabulary, detokenise, number, run, tokenise, write_atomically
 import torch
 
 from attention_lm import AttentionLM
 from lstm_lm import LSTMLM
 
+MODELS = ["lstm", "cell", "attention"]
+LARGEST = 1_000_000  # the largest size that a flag or a checkpoint may ask for
+MOST_LAYERS = 100
+
 # --- Checkpoints -----------------------------------------------------------------------
+#
+# A checkpoint is a dict of plain values and tensors, written by torch.save:
+#
+#   run          a name for the training run, the same in all of its files
+#   settings     train.py's flags by name, {"hidden_size": 256, ...}
+#   vocabulary   {"index2word": list of V words, "form": "text", "lines" or "chars"}
+#   weights      the state_dict of the model that was best on the validation split
+#   results      {"valid_ppl": float, "test_ppl": float}, as far as they are known
+#
+# resume.pt is such a checkpoint with one more entry, "training", a dict of all that train.py
+# needs to go on:
+#
+#   weights      the state_dict after the last step
+#   optimizer    AdamW's state, {number of the parameter: {"step", "exp_avg", "exp_avg_sq"}}
+#   state        the model's state, a tuple of tensors with the B streams in dimension 1, or None
+#   rng          {device type: [the state of each process's random number generator]}
+#   rows         the rows of log.csv, each a list of strings
+#   and numbers: see TRAINING
+
+
+def one_of(*values):
+    """A check that a value is one of these, which are all of one type."""
+    return lambda value: type(value) is type(values[0]) and value in values
+
+
+def between(kind, low, high):
+    """A check that a value is of type `kind` and from `low` to `high`."""
+    return lambda value: type(value) is kind and low <= value <= high
+
+
+def rows_of_strings(rows):
+    """A check that a value is a list of lists of strings."""
+    return type(rows) is list and all(type(row) is list and all(type(cell) is str for cell in row) for row in rows)
+
+
+SETTINGS = {  # what a model is built from
+    "model": one_of(*MODELS),
+    "input": one_of("embedding", "one-hot"),
+    "embedding_size": between(int, 1, LARGEST),
+    "hidden_size": between(int, 1, LARGEST),
+    "layers": between(int, 1, MOST_LAYERS),
+    "dropout": between(float, 0, 0.95),
+    "tie_weights": one_of(False, True),
+    "bptt": between(int, 1, LARGEST),
+}
+ATTENTION_SETTINGS = {
+    "memory": lambda value: value is None or between(int, 1, LARGEST)(value),
+    "memory_from": one_of("encoder", "decoder"),
+}
+TRAINING = {  # the sums are those since the last validation
+    "step": between(int, 0, 2**53),
+    "seconds": between(float, 0, 1e300),
+    "best_loss": between(float, 0, math.inf),
+    "rows": rows_of_strings,
+    "loss_sum": between(float, -1e300, 1e300),
+    "recent_loss": between(float, -1e300, 1e300),
+    "step_count": between(int, 0, 2**53),
+    "token_count": between(int, 0, 2**63),
+    "step_seconds": between(float, 0, 1e300),
+}
+
+
+def expect(condition, complaint):
+    """Raise ValueError with a complaint unless a condition holds."""
+    if not condition:
+        raise ValueError(complaint)
+
+
+def is_finite(value):
+    """Whether a value is an ordinary tensor in main memory, without inf or nan."""
+    plain = type(value) is torch.Tensor and value.layout is torch.strided and value.device.type == "cpu"
+    return plain and bool(value.isfinite().all())
+
+
+def expect_tensors(values, like, what):
+    """Raise ValueError unless a dict has the names, shapes and dtypes of the tensors in `like`, all finite."""
+    expect(isinstance(values, dict) and values.keys() == like.keys(), f"{what} do not fit its settings")
+    for name, tensor in like.items():
+        form = getattr(values[name], "shape", None), getattr(values[name], "dtype", None)
+        expect(form == (tensor.shape, tensor.dtype), f"{what} do not fit its settings: {name} differs")
+        expect(is_finite(values[name]), f"{what} are damaged: {name} has inf or nan")
+
+
+def check_checkpoint(checkpoint, size):
+    """Raise ValueError, saying why, unless an object read from a file of `size` bytes is a checkpoint as above."""
+    parts = ("settings", "vocabulary", "weights", "results")
+    whole = isinstance(checkpoint, dict) and all(isinstance(checkpoint.get(part), dict) for part in parts)
+    expect(whole, "it has no settings, vocabulary and weights")
+    settings, words = checkpoint["settings"], checkpoint["vocabulary"].get("index2word")
+    attention = settings.get("model") == "attention"
+    old = attention and "memory_from" not in settings
+    expect(not old, "it holds an older attention model that this version cannot open, so train it again")
+    for name, check in {**SETTINGS, **(ATTENTION_SETTINGS if attention else {})}.items():
+        expect(check(settings.get(name)), f"its setting {name} is missing or out of range")
+    form = checkpoint["vocabulary"].get("form")
+    distinct = type(words) is list and all(type(word) is str for word in words) and len(set(words)) == len(words)
+    known = one_of("text", "lines", "chars")(form) and checkpoint["vocabulary"].keys() == {"index2word", "form"}
+    needed = {UNK} if form == "chars" else {UNK, EOS}
+    expect(distinct and known and needed <= set(words), "its vocabulary is damaged")
+    plain = all(type(name) is str and type(ppl) in (float, type(None)) for name, ppl in checkpoint["results"].items())
+    expect(plain and type(checkpoint.get("run", "")) is str, "its results are damaged")
+    V, E, H, L = len(words), settings["embedding_size"], settings["hidden_size"], settings["layers"]
+    inputs = V if settings["input"] == "one-hot" else E
+    least = 4 * H * (V + 4 * inputs + 4 * H * L)  # bytes of the output's matrix, the first W_ih and each layer's W_hh
+    expect(least <= size, "its settings ask for more weights than the file can hold")
+    model = build_model(settings, V)  # not on the meta device, which takes a second to import and saves nothing now
+    expect_tensors(checkpoint["weights"], model.state_dict(), "its weights")
+    if "training" in checkpoint:
+        check_training(checkpoint["training"], model, settings.get("batch_size"))
+
+
+def check_training(training, model, batch_size):
+    """Raise ValueError, saying why, unless a resume.pt's entry "training" is as described above."""
+    expect(isinstance(training, dict), "its entry training is no dict")
+    for name, check in TRAINING.items():
+        expect(check(training.get(name)), f"its entry training/{name} is missing or out of range")
+    expect_tensors(training.get("weights"), model.state_dict(), "its weights in training")
+    parameters = dict(enumerate(model.parameters()))
+    moments = training.get("optimizer")
+    expect(isinstance(moments, dict) and moments.keys() <= parameters.keys(), "its optimizer does not fit its settings")
+    for number, entry in moments.items():
+        like = {"step": torch.zeros(()), "exp_avg": parameters[number], "exp_avg_sq": parameters[number]}
+        expect_tensors(entry, like, f"its optimizer's tensors for parameter {number}")
+    state, rng = training.get("state"), training.get("rng")
+    fits = state is None or type(state) is tuple and all(is_finite(part) and part.dim() > 1 for part in state)
+    expect(fits and all(part.shape[1] == batch_size for part in state or ()), "the model's state in it is damaged")
+    lists = isinstance(rng, dict) and all(type(states) is list for states in rng.values())
+    numbers = lists and all(is_finite(state) and state.dtype == torch.uint8 for state in sum(rng.values(), []))
+    expect(numbers, "the state of the random numbers in it is damaged")
+
+
+def read_archive(raw):
+    """The object in a file's bytes as torch.save wrote them; `weights_only` lets no file run code here.
+
+    Raises ValueError for a file that is damaged, compressed or something else.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+            entries = archive.infolist()
+            stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+            small = sum(entry.file_size for entry in entries) <= len(raw)
+            expect(stored and small and archive.testzip() is None, "it is damaged")  # testzip compares the checksums
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # whatever is wrong with the file is said below in one line
+            return torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+    except Exception as error:  # both raise many kinds of errors for a file that is not theirs
+        unsafe = "weights_only" in str(error).lower() and "GLOBAL" in str(error)
+        reason = "it holds more than weights and could run code" if unsafe else "it is damaged or something else"
+        raise ValueError(reason) from None
 
 
 def build_model(settings, vocab_size):
@@ -56,32 +211,32 @@ def build_model(settings, vocab_size):
         tie_weights=settings["tie_weights"],
     )
     try:
-        if settings["model"] == "attention":
-            return AttentionLM(**shared, window=settings["window"])
+        if settings["model"] == "attention":  # at the merge: memory=settings["memory"], memory_from=...
+            return AttentionLM(**shared, window=settings["bptt"])
         return LSTMLM(**shared, core=settings["model"])
     except ValueError as error:
         raise InputError(str(error)) from None
 
 
-def read_checkpoint(path, device="cpu"):
-    """The dict in a checkpoint file, read with `weights_only`: a file cannot run code here.
+def save_checkpoint(path, checkpoint):
+    """Write a checkpoint's dict to a file, whole or not at all.  Raises InputError if it cannot be written."""
+    write_atomically(path, lambda file: torch.save(checkpoint, file))
+
+
+def read_checkpoint(path):
+    """Read a file that `save_checkpoint` wrote and check all of it -> its dict, with the tensors in main memory.
 
     Raises InputError for a file that is missing, damaged, or no checkpoint of this project.
     """
     try:
-        raw = io.BytesIO(pathlib.Path(path).read_bytes())
+        raw = pathlib.Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on how the file was pickled: below it is said in one line
-            checkpoint = torch.load(raw, map_location=device, weights_only=True)
-    except Exception as error:  # torch.load raises many kinds for what is not a whole, plain file of weights
-        unsafe = "weights_only" in str(error).lower() and "GLOBAL" in str(error)
-        reason = "it holds more than weights and could run code" if unsafe else "it is damaged or something else"
-        raise InputError(f"{path} is not a checkpoint that train.py wrote: {reason}") from None
-    if not isinstance(checkpoint, dict) or not {"settings", "vocabulary", "weights"} <= checkpoint.keys():
-        raise InputError(f"{path} is not a checkpoint that train.py wrote: it has no settings, vocabulary and weights")
+        checkpoint = read_archive(raw)
+        check_checkpoint(checkpoint, len(raw))
+    except (ValueError, InputError) as error:
+        raise InputError(f"{path} is not a checkpoint that train.py wrote: {error}") from None
     return checkpoint
 
 
@@ -89,20 +244,15 @@ def load_checkpoint(path, device="cpu", model=None):
     """Open a checkpoint -> (model in evaluation mode, Vocabulary, the checkpoint's dict).
 
     model: "lstm" or "cell" opens a checkpoint of either with that one.
-    Raises InputError for a file that is missing, damaged, of another kind, or does not fit.
+    Raises InputError for a file that is missing, damaged, or no checkpoint of this project.
     """
-    checkpoint = read_checkpoint(path, device)
-    try:
-        settings = dict(checkpoint["settings"], **({"model": model} if model else {}))
-        if model and checkpoint["settings"]["model"] == "attention":
-            raise InputError(f"--model opens checkpoints of lstm and cell, but {path} is of attention: leave it out")
-        vocabulary = Vocabulary(**checkpoint["vocabulary"])
-        network = build_model(settings, len(vocabulary)).to(device)
-        network.load_state_dict(checkpoint["weights"])
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise InputError(f"{path} does not fit the model it is opened with: {reason}") from None
-    return network.eval(), vocabulary, checkpoint
+    checkpoint = read_checkpoint(path)
+    settings, vocabulary = checkpoint["settings"], Vocabulary(**checkpoint["vocabulary"])
+    if model and settings["model"] == "attention":
+        raise InputError(f"--model opens checkpoints of lstm and cell, but {path} is of attention: leave it out")
+    network = build_model({**settings, "model": model or settings["model"]}, len(vocabulary))
+    network.load_state_dict(checkpoint["weights"])
+    return network.to(device).eval(), vocabulary, checkpoint
 
 
 # --- Decoding --------------------------------------------------------------------------
@@ -115,31 +265,31 @@ def choose(log_probs, temperature=None, top_k=None, top_p=None, generator=None):
     """
     if temperature is None:
         return log_probs.argmax(dim=-1)
-    logits = log_probs.double()  # where no temperature that a float can be is 0 or infinite
+    logits = log_probs.double()  # so that no temperature, however small or large, gives nan
     logits = (logits - logits.max(dim=-1, keepdim=True).values) / temperature  # (B, V), 0 at the best
     if top_k is not None:
         best, where = logits.topk(min(top_k, logits.shape[-1]))  # (B, K)
         logits = torch.full_like(logits, -torch.inf).scatter(-1, where, best)
     if top_p is not None:
         p, order = torch.softmax(logits, dim=-1).sort(descending=True)  # (B, V)
-        beyond = p.cumsum(dim=-1) - p >= top_p  # the tokens before it hold top_p already
+        beyond = p.cumsum(dim=-1) - p >= top_p  # the more probable tokens add up to top_p already
         logits = logits.masked_fill(beyond.scatter(-1, order, beyond), -torch.inf)
-    up_to = torch.softmax(logits, dim=-1).cumsum(dim=-1)  # (B, V): P(this token or one before)
-    # one random number a sample says where in these; torch.multinomial draws V of them and takes longer than a model
-    drawn = torch.rand(len(up_to), 1, dtype=up_to.dtype, generator=generator) * up_to[:, -1:]  # (B, 1)
-    return torch.searchsorted(up_to, drawn, right=True)[:, 0]
+    cumulative = torch.softmax(logits, dim=-1).cumsum(dim=-1)  # (B, V): P(this token or one before it)
+    # One random number for each sample picks a place in it. torch.multinomial would draw V, slower than the model.
+    drawn = torch.rand(len(cumulative), 1, dtype=cumulative.dtype, generator=generator) * cumulative[:, -1:]  # (B, 1)
+    return torch.searchsorted(cumulative, drawn, right=True)[:, 0]
 
 
 @torch.inference_mode()
 def generate(model, prompt, tokens, samples=1, never=(), generator=None, **how):
     """Continue a prompt: int64 (P,), P >= 1 -> yields `tokens` tensors (samples,), one a step.
 
-    never: numbers of tokens not to choose.  generator: a CPU torch.Generator.  how: see `choose`.
+    never: indices of tokens that are never chosen.  generator: a CPU torch.Generator.  how: see `choose`.
     """
     device, state = next(model.parameters()).device, None
     unread = prompt[:, None].expand(-1, samples)  # (P, B)
     for _ in range(tokens):
-        for part in unread.split(256):  # the log-probabilities of a long prompt would fill the memory
+        for part in unread.split(256):  # the log-probabilities of a long prompt at once could fill the memory
             log_probs, state = model(part.to(device), state)  # (<= 256, B, V)
         scores = log_probs[-1].float().cpu()  # (B, V)
         scores[:, list(never)] = -torch.inf
@@ -149,14 +299,14 @@ def generate(model, prompt, tokens, samples=1, never=(), generator=None, **how):
 
 
 def prompt_tokens(text, vocabulary):
-    """A prompt's tokens, cut as the corpus was -> (list of tokens, list of those unknown).
+    """Split a prompt into tokens as the corpus was -> (list of tokens, list of those not in the vocabulary).
 
     Raises InputError for a prompt without any token.
     """
     tokens = tokenise(text, vocabulary.form)
     if tokens and tokens[-1] == EOS:
-        tokens.pop()  # the prompt's last sentence may go on
-    if vocabulary.form == "lines":  # The is the in a corpus of lower case
+        tokens.pop()  # so that the model may continue the prompt's last sentence
+    if vocabulary.form == "lines":  # such a corpus is not normalised here, but "The" may be "the" in it
         tokens = [token if token in vocabulary.word2index else token.lower() for token in tokens]
     if not tokens:
         raise InputError("the prompt is empty: give some words, or leave --prompt out to start from nothing")
@@ -267,7 +417,7 @@ def show_attention(file, model, vocabulary, tokens):
 
 
 def device_of(name):
-    """A device's name, or "auto" -> a torch.device that is there.  Raises InputError if it is not."""
+    """A device's name, or "auto" for the fastest one -> torch.device.  Raises InputError if there is no such device."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -281,7 +431,7 @@ def device_of(name):
 def read_stdin():
     """Standard input as text, without its last line end.  Raises InputError if it is not text."""
     try:
-        if hasattr(sys.stdin, "reconfigure"):  # in some locales Python lets wrong bytes pass
+        if hasattr(sys.stdin, "reconfigure"):  # in some locales Python accepts bytes that are not UTF-8
             sys.stdin.reconfigure(encoding="utf-8", errors="strict")
         return sys.stdin.read().rstrip("\n")
     except UnicodeDecodeError as error:
@@ -291,53 +441,56 @@ def read_stdin():
 def parse_arguments(argv):
     """The flags -> a namespace."""
     parser = Parser(description=inspect.cleandoc(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoints", nargs="+", metavar="checkpoint.pt", help="several are shown side by side")
-    text = parser.add_argument_group("text")
-    text.add_argument(
-        "--prompt", action="append", help="text to continue, - for standard input; may be repeated (none)"
-    )
-    text.add_argument("--tokens", type=number(int, 1), default=100, help="tokens to add (%(default)s)")
-    text.add_argument(
-        "--num-samples", type=number(int, 1), default=1, help="continuations of each prompt (%(default)s)"
-    )
-    decoding = parser.add_argument_group("decoding")
-    decoding.add_argument("--greedy", action="store_true", help="take the most probable token (off)")
-    decoding.add_argument(
-        "--temperature", type=number(float, 0, open_low=True), nargs="+", help="above 0; several are compared (0.8)"
-    )
-    decoding.add_argument("--top-k", type=number(int, 1), metavar="K", help="draw among the K most probable (all)")
-    decoding.add_argument(
-        "--top-p", type=number(float, 0, 1, open_low=True), metavar="P", help="draw among those that hold P (1)"
-    )
-    decoding.add_argument(
-        "--seed", type=number(int, 0, 2**62), default=0, help="another seed is another text (%(default)s)"
-    )
-    model = parser.add_argument_group("model")
-    model.add_argument("--model", choices=["lstm", "cell"], help="open a checkpoint of one with the other (its own)")
-    model.add_argument("--device", default="cpu", help="cpu, cuda, mps or auto (%(default)s)")
-    model.add_argument(
-        "--show-attention", nargs="?", const="", metavar="FILE.svg", help="draw what each word looked at (off)"
-    )
-    return parser.parse_args(argv)
+    size, above_0 = number(int, 1, LARGEST), number(float, 0, open_low=True)
+
+    def temperature(text):  # argparse hands this flag the checkpoints too, if they come after it
+        return text if text.endswith(".pt") else above_0(text)
+
+    parser.add_argument("checkpoints", nargs="*", metavar="checkpoint.pt", help="several are shown side by side")
+    flag = parser.add_argument_group("text").add_argument
+    flag("--prompt", action="append", help="text to continue, - for standard input; may be repeated (none)")
+    flag("--tokens", type=size, default=100, metavar="N", help="tokens to add (%(default)s)")
+    flag("--num-samples", type=size, default=1, metavar="N", help="continuations of each prompt (%(default)s)")
+    flag = parser.add_argument_group("decoding").add_argument
+    flag("--greedy", action="store_true", help="take the most probable token (off)")
+    flag("--temperature", type=temperature, nargs="+", metavar="T", help="above 0; several are compared (0.8)")
+    flag("--top-k", type=size, metavar="K", help="draw among the K most probable tokens (all)")
+    flag("--top-p", type=number(float, 0, 1, open_low=True), metavar="P", help="draw among those that hold P (1)")
+    flag("--seed", type=number(int, 0, 2**62), default=0, metavar="N", help="of the random numbers (%(default)s)")
+    flag = parser.add_argument_group("model").add_argument
+    flag("--model", choices=["lstm", "cell"], help="open a checkpoint of one with the other (its own)")
+    flag("--device", default="cpu", help="cpu, cuda, mps or auto (%(default)s)")
+    flag("--show-attention", nargs="?", const="", metavar="FILE.svg", help="draw what each word looked at (off)")
+    args = parser.parse_args(argv)
+    args.checkpoints += [value for value in args.temperature or [] if isinstance(value, str)]
+    args.temperature = [value for value in args.temperature or [] if not isinstance(value, str)]
+    picture = args.show_attention or ""
+    if picture.endswith(".pt"):  # the checkpoint, as above
+        args.checkpoints, args.show_attention = [*args.checkpoints, picture], ""
+    elif picture and not picture.lower().endswith(".svg"):
+        parser.error(f"the picture {picture} must have a name that ends in .svg")
+    if not args.checkpoints:
+        parser.error("give a checkpoint, such as out/cell/checkpoint.pt")
+    return args
 
 
 def title(path, checkpoint):
     """A checkpoint's path and, on a second line, the perplexities that training found."""
-    results = checkpoint.get("results", {})
-    known = [f"{results[f'{split}_ppl']:.2f} {split}" for split in SPLITS if f"{split}_ppl" in results]
+    perplexities = [(checkpoint["results"].get(f"{split}_ppl"), split) for split in SPLITS]
+    known = [f"{ppl:.2f} {split}" for ppl, split in perplexities if ppl is not None]
     return f"{path}\nperplexity {', '.join(known)}" if known else str(path)
 
 
 def stream(given, steps, form):
-    """Print a prompt and its continuation as it is made -> the list of all its tokens."""
+    """Print a prompt and, word by word, its continuation -> the list of all its tokens."""
     tokens = []
 
-    def as_made():
+    def remembered():
         for token in itertools.chain(given, (token for (token,) in steps)):
             tokens.append(token)
             yield token
 
-    for piece in detokenise(as_made(), form):
+    for piece in detokenise(remembered(), form):
         print(piece, end="", flush=True)
     print()
     return tokens
@@ -346,7 +499,7 @@ def stream(given, steps, form):
 def main(argv=None):
     """Run the command; argv is a list of words as in a shell, sys.argv if None.
 
-    Raises InputError for whatever the user can mend.
+    Raises InputError for what the user can correct.
     """
     args = parse_arguments(argv)
     device = device_of(args.device)
@@ -355,8 +508,7 @@ def main(argv=None):
         if args.show_attention is not None and not isinstance(model, AttentionLM):
             raise InputError(f"{path} has no attention to show: train one with --model attention")
     prompts = [read_stdin() if text == "-" else text for text in args.prompt or []] or [None]
-    temperatures = args.temperature or ([] if args.greedy else [0.8])
-    decoders = [None] * args.greedy + temperatures
+    decoders = [None] * args.greedy + (args.temperature or ([] if args.greedy else [0.8]))  # temperatures
     alone = len(loaded) == args.num_samples == 1
     if args.show_attention and len(prompts) * len(decoders) * len(loaded) > 1:
         raise InputError("a file takes one picture: give one checkpoint, prompt and temperature, or no file name")
