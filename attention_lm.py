@@ -83,7 +83,7 @@ class AttentionLM(LanguageModel):
     `LanguageModel`.
 
     Its state is (tokens, memory, h_enc, c_enc, h_dec, c_dec): the tokens (<= W, B) of the
-    window being read, the memory (B, M, H) it looks at, and the two LSTMs' states (L, B, H).
+    window being read, the memory (M, B, H) it looks at, and the two LSTMs' states (L, B, H).
     """
 
     def __init__(
@@ -112,8 +112,9 @@ class AttentionLM(LanguageModel):
         if state is None:
             B, new_zeros = input.shape[1], self.output.weight.new_zeros
             zeros = new_zeros(self.num_layers, B, self.hidden_size)
-            state = (input[:0], new_zeros(B, 0, self.hidden_size), zeros, zeros, zeros, zeros)
+            state = (input[:0], new_zeros(0, B, self.hidden_size), zeros, zeros, zeros, zeros)
         tokens, memory, h_enc, c_enc, h_dec, c_dec = state
+        memory = memory.transpose(0, 1)  # (B, M, H)
         h, c = list(h_dec), list(c_dec)  # a (B, H) for each layer
         first, *upper = self.decoder
         outputs, weights = [], []
@@ -148,7 +149,7 @@ class AttentionLM(LanguageModel):
                     h[layer], c[layer] = cell(dropout(h[layer - 1], self.dropout, self.training), (h[layer], c[layer]))
                 outputs.append(h[-1])
                 weights.append(a)
-        return torch.stack(outputs), weights, (tokens, memory, h_enc, c_enc, torch.stack(h), torch.stack(c))
+        return torch.stack(outputs), weights, (tokens, memory.transpose(0, 1), h_enc, c_enc, torch.stack(h), torch.stack(c))
 
     def features(self, input, state=None):
         """int64 (T, B) -> hidden states (T, B, H), state."""
