@@ -54,57 +54,31 @@ MOST_LAYERS = 100
 #   weights      the state_dict of the model that was best on the validation split
 #   results      {"valid_ppl": float, "test_ppl": float}, as far as they are known
 #
-# resume.pt is such a checkpoint with one more entry, "training", a dict of all that train.py
-# needs to go on:
-#
-#   weights      the state_dict after the last step
-#   optimizer    AdamW's state, {number of the parameter: {"step", "exp_avg", "exp_avg_sq"}}
-#   state        the model's state, a tuple of tensors with the B streams in dimension 1, or None
-#   rng          {device type: [the state of each process's random number generator]}
-#   rows         the rows of log.csv, each a list of strings
-#   and numbers: see TRAINING
+# resume.pt has one more entry, "training", with all that train.py needs to go on: see `check_training`.
 
 
-def one_of(*values):
-    """A check that a value is one of these, which are all of one type."""
-    return lambda value: type(value) is type(values[0]) and value in values
+def fits(value, form):
+    """Whether a value read from a file has a given form.
 
-
-def between(kind, low, high):
-    """A check that a value is of type `kind` and from `low` to `high`."""
-    return lambda value: type(value) is kind and low <= value <= high
-
-
-def rows_of_strings(rows):
-    """A check that a value is a list of lists of strings."""
-    return type(rows) is list and all(type(row) is list and all(type(cell) is str for cell in row) for row in rows)
-
-
-SETTINGS = {  # what a model is built from
-    "model": one_of(*MODELS),
-    "input": one_of("embedding", "one-hot"),
-    "embedding_size": between(int, 1, LARGEST),
-    "hidden_size": between(int, 1, LARGEST),
-    "layers": between(int, 1, MOST_LAYERS),
-    "dropout": between(float, 0, 0.95),
-    "tie_weights": one_of(False, True),
-    "bptt": between(int, 1, LARGEST),
-}
-ATTENTION_SETTINGS = {
-    "memory": lambda value: value is None or between(int, 1, LARGEST)(value),
-    "memory_from": one_of("encoder", "decoder"),
-}
-TRAINING = {  # the sums are those since the last validation
-    "step": between(int, 0, 2**53),
-    "seconds": between(float, 0, 1e300),
-    "best_loss": between(float, 0, math.inf),
-    "rows": rows_of_strings,
-    "loss_sum": between(float, -1e300, 1e300),
-    "recent_loss": between(float, -1e300, 1e300),
-    "step_count": between(int, 0, 2**53),
-    "token_count": between(int, 0, 2**63),
-    "step_seconds": between(float, 0, 1e300),
-}
+    A form is a type (floats are finite and not negative); a range, for an int in it; a tuple, for one of its members;
+    a tensor, for one of its shape and dtype (tensors are finite and contiguous); a list of one form, for a list of
+    values that have it; or a dict of forms, for a dict with the same keys.
+    """
+    if form is torch.Tensor:
+        plain = type(value) is torch.Tensor and value.layout is torch.strided and value.device.type == "cpu"
+        return plain and value.is_contiguous() and bool(value.isfinite().all())
+    if isinstance(form, torch.Tensor):
+        return fits(value, torch.Tensor) and (value.shape, value.dtype) == (form.shape, form.dtype)
+    if isinstance(form, dict):
+        same = isinstance(value, dict) and value.keys() == form.keys()
+        return same and all(fits(value[name], part) for name, part in form.items())
+    if isinstance(form, list):
+        return type(value) is list and all(fits(item, form[0]) for item in value)
+    if isinstance(form, range):
+        return type(value) is int and value in form
+    if isinstance(form, tuple):
+        return type(value) in map(type, form) and value in form
+    return type(value) is form and (form is not float or 0 <= value < math.inf)
 
 
 def expect(condition, complaint):
@@ -113,67 +87,65 @@ def expect(condition, complaint):
         raise ValueError(complaint)
 
 
-def is_finite(value):
-    """Whether a value is an ordinary tensor in main memory, without inf or nan."""
-    plain = type(value) is torch.Tensor and value.layout is torch.strided and value.device.type == "cpu"
-    return plain and bool(value.isfinite().all())
-
-
-def expect_tensors(values, like, what):
-    """Raise ValueError unless a dict has the names, shapes and dtypes of the tensors in `like`, all finite."""
-    expect(isinstance(values, dict) and values.keys() == like.keys(), f"{what} do not fit its settings")
-    for name, tensor in like.items():
-        form = getattr(values[name], "shape", None), getattr(values[name], "dtype", None)
-        expect(form == (tensor.shape, tensor.dtype), f"{what} do not fit its settings: {name} differs")
-        expect(is_finite(values[name]), f"{what} are damaged: {name} has inf or nan")
-
-
-def check_checkpoint(checkpoint, size):
-    """Raise ValueError, saying why, unless an object read from a file of `size` bytes is a checkpoint as above."""
+def check_checkpoint(checkpoint, file_size):
+    """Raise ValueError, saying why, unless an object read from a file of so many bytes is a checkpoint as above."""
     parts = ("settings", "vocabulary", "weights", "results")
     whole = isinstance(checkpoint, dict) and all(isinstance(checkpoint.get(part), dict) for part in parts)
     expect(whole, "it has no settings, vocabulary and weights")
-    settings, words = checkpoint["settings"], checkpoint["vocabulary"].get("index2word")
-    attention = settings.get("model") == "attention"
-    old = attention and "memory_from" not in settings
-    expect(not old, "it holds an older attention model that this version cannot open, so train it again")
-    for name, check in {**SETTINGS, **(ATTENTION_SETTINGS if attention else {})}.items():
-        expect(check(settings.get(name)), f"its setting {name} is missing or out of range")
-    form = checkpoint["vocabulary"].get("form")
-    distinct = type(words) is list and all(type(word) is str for word in words) and len(set(words)) == len(words)
-    known = one_of("text", "lines", "chars")(form) and checkpoint["vocabulary"].keys() == {"index2word", "form"}
-    needed = {UNK} if form == "chars" else {UNK, EOS}
-    expect(distinct and known and needed <= set(words), "its vocabulary is damaged")
-    plain = all(type(name) is str and type(ppl) in (float, type(None)) for name, ppl in checkpoint["results"].items())
-    expect(plain and type(checkpoint.get("run", "")) is str, "its results are damaged")
-    V, E, H, L = len(words), settings["embedding_size"], settings["hidden_size"], settings["layers"]
+    settings, vocabulary, weights, results = (checkpoint[part] for part in parts)
+    size = range(1, LARGEST + 1)
+    forms = {"model": tuple(MODELS), "input": ("embedding", "one-hot"), "embedding_size": size, "hidden_size": size}
+    forms |= {"layers": range(1, MOST_LAYERS + 1), "dropout": float, "tie_weights": (True, False), "bptt": size}
+    if settings.get("model") == "attention":
+        old = "memory_from" not in settings
+        expect(not old, "it holds an older attention model that this version cannot open, so train it again")
+        forms |= {"memory": (None,) if settings.get("memory") is None else size, "memory_from": ("encoder", "decoder")}
+    for name, form in forms.items():
+        expect(fits(settings.get(name), form), f"its setting {name} is missing or out of range")
+    expect(settings["dropout"] < 1, "its setting dropout is out of range")
+    words, form = vocabulary.get("index2word"), vocabulary.get("form")
+    known = fits(vocabulary, {"index2word": [str], "form": ("text", "lines", "chars")})
+    known = known and len(set(words)) == len(words) and ({UNK} if form == "chars" else {UNK, EOS}) <= set(words)
+    expect(known, "its vocabulary is damaged")
+    expect(all(type(value) in (float, type(None)) for value in results.values()), "its results are damaged")
+    V, H, E = len(words), settings["hidden_size"], settings["embedding_size"]
     inputs = V if settings["input"] == "one-hot" else E
-    least = 4 * H * (V + 4 * inputs + 4 * H * L)  # bytes of the output's matrix, the first W_ih and each layer's W_hh
-    expect(least <= size, "its settings ask for more weights than the file can hold")
-    model = build_model(settings, V)  # not on the meta device, which takes a second to import and saves nothing now
-    expect_tensors(checkpoint["weights"], model.state_dict(), "its weights")
+    least = 4 * H * (V + 4 * inputs + 4 * H * settings["layers"])  # bytes of the output's matrix, W_ih and each W_hh
+    expect(least <= file_size, "its settings ask for larger weights than the file holds")
+    model = build_model(settings, V)  # on the CPU, and not on the meta device, which takes a second to import
+    expect(fits(weights, model.state_dict()), "its weights do not fit its settings, or are not finite")
     if "training" in checkpoint:
+        expect(type(checkpoint.get("run")) is str, "it does not name its run")
         check_training(checkpoint["training"], model, settings.get("batch_size"))
 
 
 def check_training(training, model, batch_size):
-    """Raise ValueError, saying why, unless a resume.pt's entry "training" is as described above."""
-    expect(isinstance(training, dict), "its entry training is no dict")
-    for name, check in TRAINING.items():
-        expect(check(training.get(name)), f"its entry training/{name} is missing or out of range")
-    expect_tensors(training.get("weights"), model.state_dict(), "its weights in training")
-    parameters = dict(enumerate(model.parameters()))
-    moments = training.get("optimizer")
-    expect(isinstance(moments, dict) and moments.keys() <= parameters.keys(), "its optimizer does not fit its settings")
-    for number, entry in moments.items():
-        like = {"step": torch.zeros(()), "exp_avg": parameters[number], "exp_avg_sq": parameters[number]}
-        expect_tensors(entry, like, f"its optimizer's tensors for parameter {number}")
-    state, rng = training.get("state"), training.get("rng")
-    fits = state is None or type(state) is tuple and all(is_finite(part) and part.dim() > 1 for part in state)
-    expect(fits and all(part.shape[1] == batch_size for part in state or ()), "the model's state in it is damaged")
-    lists = isinstance(rng, dict) and all(type(states) is list for states in rng.values())
-    numbers = lists and all(is_finite(state) and state.dtype == torch.uint8 for state in sum(rng.values(), []))
-    expect(numbers, "the state of the random numbers in it is damaged")
+    """Raise ValueError, saying why, unless the entry "training" of a resume.pt has the form below."""
+    expect(isinstance(training, dict), "its entry training is damaged")
+    moments, state, rng = (training.get(name) for name in ("optimizer", "state", "rng"))
+    parameters = [(n, p) for n, p in enumerate(model.parameters()) if isinstance(moments, dict) and n in moments]
+    forms = {
+        "weights": model.state_dict(),  # after the last step
+        "optimizer": {n: {"step": torch.zeros(()), "exp_avg": p, "exp_avg_sq": p} for n, p in parameters},  # AdamW's
+        "rows": [[str]],  # of log.csv
+        "best_loss": float if training.get("rows") else (math.inf,),  # the smallest validation loss
+        "seconds": float,  # of training so far
+        "step": range(2**53),
+        "loss_sum": float,  # this and the rest since the last validation
+        "recent_loss": float,
+        "step_count": range(2**53),
+        "token_count": range(2**53),
+        "step_seconds": float,
+    }
+    for name, form in forms.items():
+        expect(fits(training.get(name), form), f"its entry training/{name} is damaged")
+    # The model's state is a tuple of tensors with the B streams in dimension 1, or None before the first step.
+    plain = state is None or type(state) is tuple and fits(list(state), [torch.Tensor])
+    streams = {part.shape[1:2] for part in state or ()} if plain else None
+    expect(plain and streams <= {(batch_size,)}, "its entry training/state is damaged")
+    # The random numbers' state is {device type: [a uint8 tensor from each process]}.
+    plain = isinstance(rng, dict) and all(fits(parts, [torch.Tensor]) for parts in rng.values())
+    expect(plain, "its entry training/rng is damaged")
 
 
 def read_archive(raw):
@@ -235,7 +207,7 @@ def read_checkpoint(path):
     try:
         checkpoint = read_archive(raw)
         check_checkpoint(checkpoint, len(raw))
-    except (ValueError, InputError) as error:
+    except (ValueError, RuntimeError, InputError) as error:
         raise InputError(f"{path} is not a checkpoint that train.py wrote: {error}") from None
     return checkpoint
 

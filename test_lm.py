@@ -8,6 +8,7 @@ the order of the tests is the order of the files in the README.
 """
 
 import collections
+import contextlib
 import csv
 import hashlib
 import io
@@ -16,6 +17,7 @@ import os
 import pathlib
 import pickle
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -817,37 +819,110 @@ def test_seeds_repeat_and_matter(corpus_file, tmp_path):
         for seed in ("1", "1", "2")
     ]
     assert ppl[0] == ppl[1] != ppl[2]
-    assert (tmp_path / "checkpoint.previous.pt").exists()  # an earlier run's best is not lost
+    for folder in ("previous-1", "previous-2"):  # nothing of an earlier run is lost
+        assert {path.name for path in (tmp_path / folder).iterdir()} == {"checkpoint.pt", "resume.pt", "log.csv"}
 
 
-def interrupt_at(monkeypatch, step):
-    """Ctrl-C during training's optimizer step number `step`."""
+def signal_at(monkeypatch, step, number):
+    """A signal during training's optimizer step number `step`."""
     count, real = itertools.count(1), torch.optim.AdamW.step
 
     def stepping(self, *args, **kwargs):
         if next(count) == step:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
         return real(self, *args, **kwargs)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", stepping)
 
 
-@pytest.mark.parametrize("step", [60, 130])  # before the first validation, and after it
+def assert_same_runs(one, other):
+    """Two folders hold the same weights, and the same log but for its times."""
+    weights = [sample.read_checkpoint(folder / "checkpoint.pt")["weights"] for folder in (one, other)]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    logs = [list(csv.DictReader(open(folder / "log.csv"))) for folder in (one, other)]
+    for column in ("step", "epoch", "train_loss", "valid_loss", "valid_ppl"):
+        assert [row[column] for row in logs[0]] == [row[column] for row in logs[1]]
+
+
+@pytest.mark.parametrize("number, step", [(signal.SIGINT, 60), (signal.SIGTERM, 130)])  # before a validation and after
 @pytest.mark.parametrize("name", MODELS)
-def test_ctrl_c_and_resume_lose_nothing(name, step, trained, corpus_file, tmp_path, monkeypatch, capsys):
+def test_signals_and_resume_lose_nothing(name, number, step, trained, corpus_file, tmp_path, monkeypatch, capsys):
     out, results, _ = trained[name]
     with monkeypatch.context() as patch:
-        interrupt_at(patch, step)
+        signal_at(patch, step, number)
         train.main(["--model", name, "--data", corpus_file, "--out", str(tmp_path), *SMALL])
     printed = capsys.readouterr().out
     assert f"train.py --resume {tmp_path}" in printed and "test perplexity" in printed
     resumed = train.main(["--resume", str(tmp_path)])
-    for split in ("valid_ppl", "test_ppl"):
-        assert resumed[split] == pytest.approx(results[split], rel=1e-6)
-    undisturbed, rows = (list(csv.DictReader(open(folder / "log.csv"))) for folder in (out, tmp_path))
-    rows = [row for row in rows if row["step"] != str(step)]  # but for the validation that Ctrl-C may ask for
-    for column in ("step", "epoch", "train_loss", "valid_loss", "valid_ppl"):
-        assert [row[column] for row in rows] == [row[column] for row in undisturbed]
+    assert [resumed[split] for split in ("valid_ppl", "test_ppl")] == [results["valid_ppl"], results["test_ppl"]]
+    assert_same_runs(out, tmp_path)
+
+
+class Killed(Exception):
+    """Stands for a kill."""
+
+
+def test_a_kill_between_any_two_writes_loses_nothing(trained, corpus_file, tmp_path, monkeypatch):
+    """The run is killed before its write number k, for each k, and then resumed, or started anew if nothing is there."""
+    out, results, _ = trained["cell"]
+    real = data.os.replace
+    for k in itertools.count():
+        folder, count = tmp_path / str(k), itertools.count()
+
+        def replace(*paths):
+            if next(count) == k:
+                raise Killed
+            real(*paths)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(data.os, "replace", replace)
+            patch.setattr(train, "SAVE_EVERY", 0.1)
+            flags = ["--data", corpus_file, "--out", str(folder), *SMALL]
+            try:
+                train.main(flags)
+                break
+            except Killed:
+                pass
+        resumed = train.main(["--resume", str(folder)] if (folder / "resume.pt").exists() else flags)
+        assert resumed["test_ppl"] == results["test_ppl"]
+        assert_same_runs(out, folder)
+    assert k > 8  # two validations of three files, and the test
+
+
+def test_after_training_resume_only_tests(trained, tmp_path, monkeypatch, capsys):
+    folder = shutil.copytree(trained["cell"][0], tmp_path / "run")
+    before = sample.read_checkpoint(folder / "resume.pt")["training"]["step"]
+    monkeypatch.setattr(train.Trainer, "training_step", None)
+    assert train.main(["--resume", str(folder)])["test_ppl"] == trained["cell"][1]["test_ppl"]
+    assert sample.read_checkpoint(folder / "resume.pt")["training"]["step"] == before
+
+
+def test_minutes_count_across_a_resume(corpus_file, tmp_path, monkeypatch):
+    flags = ["--data", corpus_file, "--out", str(tmp_path), *SMALL, "--minutes", "0.05"]  # 3 s, 300 looks at the clock
+    monkeypatch.setattr(train.time, "monotonic", itertools.count(0, 0.01).__next__)
+    with monkeypatch.context() as patch:
+        signal_at(patch, 20, signal.SIGINT)
+        train.main(flags)
+    spent = sample.read_checkpoint(tmp_path / "resume.pt")["training"]["seconds"]
+    assert 0.5 < spent < 2.5
+    train.main(["--resume", str(tmp_path)])
+    assert 3 <= sample.read_checkpoint(tmp_path / "resume.pt")["training"]["seconds"] < 3.2
+
+
+def test_a_folder_takes_one_run(trained, corpus_file, tmp_path):
+    flags = ["--data", corpus_file, *SMALL, "--epochs", "1"]
+    with train.locked(tmp_path):
+        for how in (["--out", str(tmp_path), *flags], ["--resume", str(shutil.copytree(trained["cell"][0], tmp_path / "x"))]):
+            with contextlib.nullcontext() if how[0] == "--out" else train.locked(tmp_path / "x"):
+                with pytest.raises(InputError, match="another run is writing to"):
+                    train.main(how)
+    with pytest.raises(InputError, match="leave out --out"):
+        train.main(["--resume", str(tmp_path / "x"), "--out", str(tmp_path)])
+    other = shutil.copy(trained["lstm"][0] / "checkpoint.pt", tmp_path / "x")
+    with pytest.raises(InputError, match="of different runs"):
+        train.main(["--resume", str(tmp_path / "x")])
+    assert pathlib.Path(other).read_bytes() == (trained["lstm"][0] / "checkpoint.pt").read_bytes()
 
 
 def test_resume_refuses_another_model_or_text(trained, tmp_path):
@@ -883,7 +958,7 @@ def test_a_loss_that_is_no_number_keeps_the_best(corpus_file, tmp_path, monkeypa
         return (value * float("nan") if self.training and next(count) == 150 else value), state
 
     monkeypatch.setattr(LSTMLM, "loss", loss)
-    with pytest.raises(InputError, match="the loss became nan by step .*--lr.*checkpoint.pt"):
+    with pytest.raises(train.DivergenceError, match="became inf or nan by step .*--lr.*checkpoint.pt"):
         train.main(["--data", corpus_file, "--out", str(out), *SMALL])
     model, _, _ = sample.load_checkpoint(out / "checkpoint.pt")
     assert all(parameter.isfinite().all() for parameter in model.parameters())
@@ -905,7 +980,7 @@ def test_weights_that_are_no_numbers_are_never_saved(ctrl_c, corpus_file, tmp_pa
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", stepping)
-    with pytest.raises(InputError, match="the loss became nan.*holds the best model"):
+    with pytest.raises(train.DivergenceError, match="became inf or nan.*holds the best model"):
         train.main(["--data", corpus_file, "--out", str(tmp_path), *SMALL])
     for name in ("checkpoint.pt", "resume.pt"):
         weights = sample.read_checkpoint(tmp_path / name)["weights"]
@@ -1100,7 +1175,7 @@ BAD_SAMPLING = {
     "harmful": (["harmful.pt"], "not a checkpoint"),
     "harmful2": (["harmful2.pt"], "could run code"),
     "other": (["other.pt"], "no settings"),
-    "misfit": (["misfit.pt"], "does not fit"),
+    "misfit": (["misfit.pt"], "larger weights than the file holds"),
     "prompt": (["good.pt", "--prompt", "  "], "prompt is empty"),
     "temperature": (["good.pt", "--temperature", "0"], "--temperature.*above 0"),
     "negative": (["good.pt", "--temperature", "-1"], "--temperature"),
