@@ -93,6 +93,8 @@ def check_checkpoint(checkpoint, file_size):
     whole = isinstance(checkpoint, dict) and all(isinstance(checkpoint.get(part), dict) for part in parts)
     expect(whole, "it has no settings, vocabulary and weights")
     settings, vocabulary, weights, results = (checkpoint[part] for part in parts)
+    plain = all(type(value) in (str, int, float, bool, type(None)) for value in settings.values())
+    expect(plain and all(str(value).isprintable() for value in settings.values()), "its settings are damaged")
     size = range(1, LARGEST + 1)
     forms = {"model": tuple(MODELS), "input": ("embedding", "one-hot"), "embedding_size": size, "hidden_size": size}
     forms |= {"layers": range(1, MOST_LAYERS + 1), "dropout": float, "tie_weights": (True, False), "bptt": size}
@@ -121,7 +123,7 @@ def check_checkpoint(checkpoint, file_size):
 
 def check_training(training, model, batch_size):
     """Raise ValueError, saying why, unless the entry "training" of a resume.pt has the form below."""
-    expect(isinstance(training, dict), "its entry training is damaged")
+    expect(isinstance(training, dict) and "state" in training, "its entry training is damaged")
     moments, state, rng = (training.get(name) for name in ("optimizer", "state", "rng"))
     parameters = [(n, p) for n, p in enumerate(model.parameters()) if isinstance(moments, dict) and n in moments]
     forms = {

@@ -8,17 +8,18 @@ the order of the tests is the order of the files in the README.
 """
 
 import collections
-import contextlib
 import csv
 import hashlib
 import io
 import itertools
+import json
 import os
 import pathlib
 import pickle
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -864,7 +865,7 @@ class Killed(Exception):
 
 
 def test_a_kill_between_any_two_writes_loses_nothing(trained, corpus_file, tmp_path, monkeypatch):
-    """The run is killed before its write number k, for each k, and then resumed, or started anew if nothing is there."""
+    """The run is killed before its write number k, for each k, and then resumed, or started anew if it left nothing."""
     out, results, _ = trained["cell"]
     real = data.os.replace
     for k in itertools.count():
@@ -912,17 +913,19 @@ def test_minutes_count_across_a_resume(corpus_file, tmp_path, monkeypatch):
 
 def test_a_folder_takes_one_run(trained, corpus_file, tmp_path):
     flags = ["--data", corpus_file, *SMALL, "--epochs", "1"]
-    with train.locked(tmp_path):
-        for how in (["--out", str(tmp_path), *flags], ["--resume", str(shutil.copytree(trained["cell"][0], tmp_path / "x"))]):
-            with contextlib.nullcontext() if how[0] == "--out" else train.locked(tmp_path / "x"):
-                with pytest.raises(InputError, match="another run is writing to"):
-                    train.main(how)
+    out = shutil.copytree(trained["cell"][0], tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with train.locked(out):
+        for how in (["--out", str(out), *flags], ["--resume", str(out)]):
+            with pytest.raises(InputError, match="another run is writing to"):
+                train.main(how)
     with pytest.raises(InputError, match="leave out --out"):
-        train.main(["--resume", str(tmp_path / "x"), "--out", str(tmp_path)])
-    other = shutil.copy(trained["lstm"][0] / "checkpoint.pt", tmp_path / "x")
+        train.main(["--resume", str(out), "--out", str(tmp_path)])
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    other = pathlib.Path(shutil.copy(trained["lstm"][0] / "checkpoint.pt", out))
     with pytest.raises(InputError, match="of different runs"):
-        train.main(["--resume", str(tmp_path / "x")])
-    assert pathlib.Path(other).read_bytes() == (trained["lstm"][0] / "checkpoint.pt").read_bytes()
+        train.main(["--resume", str(out)])
+    assert other.read_bytes() == (trained["lstm"][0] / "checkpoint.pt").read_bytes()
 
 
 def test_resume_refuses_another_model_or_text(trained, tmp_path):
@@ -942,6 +945,8 @@ def test_resume_refuses_another_model_or_text(trained, tmp_path):
 def test_training_stops_at_the_target_and_at_the_time(corpus_file, tmp_path, monkeypatch):
     flags = ["--data", corpus_file, "--out", str(tmp_path), *SMALL]
     assert train.main([*flags, "--epochs", "500", "--target-ppl", "9"])["valid_ppl"] <= 9
+    rows = list(csv.DictReader(open(tmp_path / "log.csv")))
+    assert [float(row["valid_ppl"]) <= 9 for row in rows] == [False] * (len(rows) - 1) + [True]
     rates = []
     monkeypatch.setattr(train, "schedule", lambda progress: rates.append(progress) or 0.1)
     monkeypatch.setattr(train.time, "monotonic", itertools.count(0, 0.01).__next__)  # each look at the clock is 10 ms
@@ -985,6 +990,98 @@ def test_weights_that_are_no_numbers_are_never_saved(ctrl_c, corpus_file, tmp_pa
     for name in ("checkpoint.pt", "resume.pt"):
         weights = sample.read_checkpoint(tmp_path / name)["weights"]
         assert all(value.isfinite().all() for value in weights.values())
+
+
+def make_trainer(corpus_file, out, *flags):
+    """A Trainer with its model, as `main` makes them."""
+    args = train.parse_arguments(["--data", corpus_file, "--out", str(out), *SMALL, *flags])
+    corpus, processes = data.load_corpus(corpus_file), train.Processes()
+    torch.manual_seed(args.seed)
+    model = sample.build_model(vars(args), len(corpus.vocabulary))
+    return train.Trainer(model, corpus, args, train.Status(quiet=True), processes, "test")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_training_is_a_plain_loop(name, corpus_file, tmp_path):
+    """For more than an epoch: the state carried and reset, gradients clipped, the learning rate, the windows' order."""
+    flags = ["--model", name, "--dropout", "0", "--clip", "0.1", "--bptt", "30"]
+    trainer, twin = (make_trainer(corpus_file, tmp_path, *flags) for _ in range(2))
+    model, corpus, norms, steps = twin.model, twin.corpus, [], 30
+    tokens, B = corpus.train[: len(corpus.train) // 4 * 4].long(), 4
+    target = tokens.view(B, -1).t()  # (N / B, B)
+    text = torch.cat((torch.tensor([corpus.vocabulary.start]), tokens[:-1]))
+    input = text.view(B, -1).t()
+    optimizer, state, start = torch.optim.AdamW(model.parameters()), None, 0
+    for step in range(steps):
+        if start >= len(input):
+            state, start = None, 0
+        loss, state = model.loss(input[start : start + 30], target[start : start + 30], state)
+        state, start = tuple(part.detach() for part in state), start + 30
+        optimizer.zero_grad()
+        loss.backward()
+        norms.append(nn.utils.clip_grad_norm_(model.parameters(), 0.1))
+        optimizer.param_groups[0]["lr"] = 0.01 * train.schedule(step / steps)
+        optimizer.step()
+        trainer.training_step(step / steps)
+    assert step * 30 > len(input) and max(norms) > 0.15
+    for a, b in zip(trainer.model.parameters(), model.parameters()):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    assert_same(trainer.state, state, rtol=1e-4, atol=1e-5)
+
+
+def test_the_best_model_is_kept_and_validated_without_dropout(corpus_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "schedule", lambda progress: 1 if progress < 0.7 else 200)  # then it gets worse
+    results = train.main(["--data", corpus_file, "--out", str(tmp_path), *SMALL, "--valid-every", "30"])
+    rows = list(csv.DictReader(open(tmp_path / "log.csv")))
+    losses = [float(row["valid_loss"]) for row in rows]
+    assert losses.index(min(losses)) < len(losses) - 1
+    model, vocabulary, _ = sample.load_checkpoint(tmp_path / "checkpoint.pt")
+    model.train()  # evaluate turns dropout off, and on again
+    best = train.evaluate(model, data.load_corpus(corpus_file).valid, vocabulary.start)
+    assert abs(best - min(losses)) < 1e-4 and model.training
+    assert results["valid_ppl"] == pytest.approx(train.perplexity(best), rel=1e-5)
+
+
+def losses_of_20_steps(corpus_file, out):
+    """{model: the losses of its first 20 steps}, each the mean over the processes; run by every one of them."""
+    with train.Processes() as processes:
+        processes.share()
+        losses = {}
+        for name in MODELS:
+            trainer, losses[name] = make_trainer(corpus_file, out, "--model", name, "--dropout", "0"), []
+            for step in range(20):
+                before = trainer.loss_sum.item()
+                trainer.training_step(step / 20)
+                (total,) = processes.sum(trainer.loss_sum.item() - before)
+                losses[name].append(total / processes.count)
+    return losses
+
+
+def test_two_processes_make_the_steps_of_one(corpus_file, tmp_path):
+    script = f"import json, test_lm; print(json.dumps(test_lm.losses_of_20_steps({corpus_file!r}, {str(tmp_path)!r})))"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", script], cwd=HERE, env={**os.environ, **where, "RANK": rank}, stdout=subprocess.PIPE
+        )
+        for rank in ("0", "1")
+    ]
+    both = [json.loads(worker.communicate(timeout=120)[0]) for worker in workers]
+    alone = losses_of_20_steps(corpus_file, tmp_path)
+    assert both[0] == both[1]
+    for name in MODELS:
+        assert alone[name] == pytest.approx(both[0][name], abs=1e-5)
+        assert alone[name][-1] < alone[name][0]
+
+
+def test_processes_take_their_own_streams(monkeypatch):
+    batch = torch.arange(24).view(4, 6)
+    for rank in range(3):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "3")
+        assert torch.equal(train.Processes().columns(batch), batch[:, 2 * rank : 2 * rank + 2])
 
 
 def test_training_works_outside_the_main_thread(corpus_file, tmp_path):
@@ -1040,6 +1137,30 @@ def test_the_commands_run_without_a_warning(name, corpus_file, tmp_path):
     assert ran.stdout.startswith("the cat ")
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_training_outlives_its_standard_output(corpus_file, tmp_path):
+    words = [sys.executable, HERE / "train.py", "--data", corpus_file, *SMALL, "--out"]
+    with open("/dev/full", "w") as full:
+        ran = subprocess.run([*words, tmp_path / "full"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    closed = lambda: os.close(1)  # noqa: E731
+    ran = subprocess.run([*words, tmp_path / "closed"], stderr=subprocess.PIPE, text=True, preexec_fn=closed, timeout=120)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    for folder in ("full", "closed"):
+        assert sample.read_checkpoint(tmp_path / folder / "checkpoint.pt")["results"]["test_ppl"] > 1
+
+
+def test_hidden_sizes_give_equally_many_parameters(monkeypatch):
+    def size(*flags):
+        args = train.parse_arguments(list(flags))
+        return args.hidden_size, args.embedding_size
+
+    assert size("--model", "lstm") == size("--model", "cell") == (256, 256)
+    assert size("--model", "attention") == (192, 192)
+    assert size("--model", "attention", "--memory-from", "decoder") == (240, 240)
+    assert size("--model", "attention", "--hidden-size", "7") == (7, 7)
+
+
 def test_a_prompt_is_cut_as_the_corpus_was():
     lower = Vocabulary(["the", "<unk>", "N", "<eos>", "end", "."], "lines")
     assert sample.prompt_tokens("The N end", lower) == (["the", "N", "end"], [])
@@ -1063,6 +1184,17 @@ def test_sampling_from_the_command_line(trained, capsys):
     assert drawn[0] == drawn[1] != drawn[2]
     several = sampled(capsys, paths[2], "--num-samples", 3, "--prompt", "a dog", "--tokens", 9).out
     assert several.count("a dog") >= 3
+
+
+def test_flags_may_come_before_the_checkpoint(trained, capsys):
+    path, other = trained["attention"][0] / "checkpoint.pt", trained["cell"][0] / "checkpoint.pt"
+    expected = sampled(capsys, path, "--temperature", 0.5).out
+    assert sampled(capsys, "--temperature", 0.5, path).out == expected
+    shown = sampled(capsys, path, "--temperature", 0.5, 1, other).out
+    assert shown.count("===") == 4 and "attention0/checkpoint.pt" in shown and "cell0/checkpoint.pt" in shown
+    before = path.read_bytes()
+    assert "the memory:" in sampled(capsys, "--tokens", 30, "--show-attention", path).out
+    assert path.read_bytes() == before
 
 
 def test_the_comparison_shows_checkpoints_side_by_side(trained, capsys, monkeypatch):
@@ -1127,6 +1259,9 @@ BAD_TRAINING = {
     "resume": (["--resume", "folder"], "nothing to resume"),
     "flag": (["--no-such-flag"], "--no-such-flag"),
     "model": (["--model", "gru"], "gru"),
+    "enormous": (["--hidden-size", "1" + "0" * 30], "--hidden-size.*at most"),
+    "layers": (["--layers", "1000000"], "--layers.*at most"),
+    "memory": (["--memory", "0"], "--memory.*at least 1"),
 }
 
 
@@ -1188,8 +1323,69 @@ BAD_SAMPLING = {
     "nothing": ([], "checkpoint"),
     "seed": (["good.pt", "--seed", "9" * 30], "--seed"),
     "other model": (["att.pt", "--model", "cell"], "att.pt is of attention"),
+    "picture": (["att.pt", "--show-attention", "good.pt.png"], "good.pt.png must have a name that ends in .svg"),
+    "only temperatures": (["--temperature", "1"], "give a checkpoint"),
+    "enormous": (["good.pt", "--num-samples", "1" + "0" * 30], "--num-samples.*at most"),
     "pictures": (["att.pt", "--greedy", "--temperature", "1", "--show-attention", "a.svg"], "one picture"),
 }
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_changed_bit_is_noticed(name, trained, tmp_path):
+    """In each of 60 places of a file: it is refused, or the weights are the same."""
+    raw = (trained[name][0] / "checkpoint.pt").read_bytes()
+    expected, draw = sample.read_checkpoint(trained[name][0] / "checkpoint.pt"), random.Random(0)
+    refused, path = 0, tmp_path / "x.pt"
+    for _ in range(60):
+        place = draw.randrange(len(raw))
+        path.write_bytes(raw[:place] + bytes([raw[place] ^ 1 << draw.randrange(8)]) + raw[place + 1 :])
+        try:
+            weights = sample.read_checkpoint(path)["weights"]
+            assert all(torch.equal(weights[key], value) for key, value in expected["weights"].items())
+        except InputError as error:
+            assert "\n" not in str(error)
+            refused += 1
+    assert refused > 20
+
+
+def edits(contents):
+    """Checkpoints that are each wrong in one place -> yields (name of the place, dict)."""
+    odd = [None, -1, 0, 10**30, 2.5, float("nan"), float("-inf"), "x", "a\nb", True, [], {}, (), ([],), [1, "a"], {"x": 1}]
+    odd += [{0: {}}, torch.zeros(0), torch.ones(3, 5), torch.full((16,), torch.nan), torch.zeros(1).expand(10**9)]
+    for section in contents:
+        for value in odd:
+            yield section, {**contents, section: value}
+        if isinstance(contents[section], dict):
+            for key in contents[section]:
+                for value in [*odd, 99999, "lstm", ["<unk>", "<unk>"]]:
+                    yield f"{section}/{key}", {**contents, section: {**contents[section], key: value}}
+                rest = {name: value for name, value in contents[section].items() if name != key}
+                yield f"{section} without {key}", {**contents, section: rest}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_edited_checkpoints_get_one_clear_line(name, trained, tmp_path, monkeypatch):
+    """Each entry of resume.pt replaced by odd ones: it is refused, or opens as a model and goes on as a run."""
+    original = sample.read_checkpoint(trained[name][0] / "resume.pt")
+    monkeypatch.setattr(sample, "read_archive", lambda raw: edited)  # as read from a file of as many bytes
+    monkeypatch.setattr(train, "load_corpus", lambda *_: corpus)
+    folder = shutil.copytree(trained[name][0], tmp_path / "run")
+    (folder / "checkpoint.pt").unlink()
+    monkeypatch.setattr(train.Trainer, "train", lambda self: self.training_step(0.5))
+    monkeypatch.setattr(train, "test", lambda *_: None)
+    edited, corpus = original, data.load_corpus(original["settings"]["data"])
+    train.main(["--resume", str(folder)])  # unchanged, it is fine
+    openers = lambda: sample.load_checkpoint(folder / "resume.pt"), lambda: train.main(["--resume", str(folder)])
+    outcomes = collections.Counter()
+    for place, edited in edits(original):
+        for opener in openers:
+            try:
+                opener()
+                outcomes["opened"] += 1
+            except InputError as error:
+                assert "\n" not in str(error), place
+                outcomes["refused"] += 1
+    assert outcomes["refused"] > outcomes["opened"]
 
 
 @pytest.mark.parametrize("case", BAD_SAMPLING)
