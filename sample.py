@@ -93,7 +93,7 @@ def check_checkpoint(checkpoint, file_size):
     whole = isinstance(checkpoint, dict) and all(isinstance(checkpoint.get(part), dict) for part in parts)
     expect(whole, "it has no settings, vocabulary and weights")
     settings, vocabulary, weights, results = (checkpoint[part] for part in parts)
-    plain = all(type(value) in (str, int, float, bool, type(None)) for value in settings.values())
+    plain = all(type(value) in (str, int, float, bool, type(None), list) for value in settings.values())
     expect(plain and all(str(value).isprintable() for value in settings.values()), "its settings are damaged")
     size = range(1, LARGEST + 1)
     forms = {"model": tuple(MODELS), "input": ("embedding", "one-hot"), "embedding_size": size, "hidden_size": size}

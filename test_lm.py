@@ -1052,8 +1052,7 @@ def losses_of_20_steps(corpus_file, out):
             for step in range(20):
                 before = trainer.loss_sum.item()
                 trainer.training_step(step / 20)
-                (total,) = processes.sum(trainer.loss_sum.item() - before)
-                losses[name].append(total / processes.count)
+                losses[name] += processes.mean(trainer.loss_sum.item() - before)
     return losses
 
 
@@ -1143,8 +1142,8 @@ def test_training_outlives_its_standard_output(corpus_file, tmp_path):
     with open("/dev/full", "w") as full:
         ran = subprocess.run([*words, tmp_path / "full"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
     assert (ran.returncode, ran.stderr) == (0, "")
-    closed = lambda: os.close(1)  # noqa: E731
-    ran = subprocess.run([*words, tmp_path / "closed"], stderr=subprocess.PIPE, text=True, preexec_fn=closed, timeout=120)
+    how = {"stderr": subprocess.PIPE, "text": True, "timeout": 120}
+    ran = subprocess.run([*words, tmp_path / "closed"], preexec_fn=lambda: os.close(1), **how)
     assert (ran.returncode, ran.stderr) == (0, "")
     for folder in ("full", "closed"):
         assert sample.read_checkpoint(tmp_path / folder / "checkpoint.pt")["results"]["test_ppl"] > 1
@@ -1350,8 +1349,8 @@ def test_a_changed_bit_is_noticed(name, trained, tmp_path):
 
 def edits(contents):
     """Checkpoints that are each wrong in one place -> yields (name of the place, dict)."""
-    odd = [None, -1, 0, 10**30, 2.5, float("nan"), float("-inf"), "x", "a\nb", True, [], {}, (), ([],), [1, "a"], {"x": 1}]
-    odd += [{0: {}}, torch.zeros(0), torch.ones(3, 5), torch.full((16,), torch.nan), torch.zeros(1).expand(10**9)]
+    odd = [None, -1, 0, 10**30, 2.5, float("nan"), float("-inf"), "x", "a\nb", True, [], {}, (), ([],), [1, "a"]]
+    odd += [{"x": 1}, {0: {}}, torch.zeros(0), torch.ones(3, 5), torch.full((16,), torch.nan), torch.zeros(1).expand(10**9)]
     for section in contents:
         for value in odd:
             yield section, {**contents, section: value}

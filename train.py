@@ -137,10 +137,7 @@ def keep_freed_memory():
 
 
 class Loss(nn.Module):
-    """A model's loss as a module's `forward`, which is the call that DistributedDataParallel needs.
-
-    The state that it returns is detached: the gradient ends at the edge of the window.
-    """
+    """A model's `loss` as a `forward`, the call that DistributedDataParallel needs, and with the state detached."""
 
     def __init__(self, model):
         super().__init__()
@@ -149,7 +146,7 @@ class Loss(nn.Module):
     def forward(self, input, target, state):
         """input, target int64 (T, B), state or None -> mean of -log P(target) in nats, state."""
         loss, state = self.model.loss(input, target, state)
-        return loss, tuple(part.detach() for part in state)
+        return loss, tuple(part.detach() for part in state)  # the gradient ends at the edge of the window
 
 
 class Trainer:
@@ -165,8 +162,8 @@ class Trainer:
         self.device = next(model.parameters()).device
         self.bfloat16, self.note = low_precision(args.dtype, self.device)
         sides = (streams(side, args.batch_size) for side in pairs(corpus.train, corpus.vocabulary.start))
-        sides = (processes.columns(side).to(self.device) for side in sides)
-        self.batches = list(windows(*sides, args.bptt))  # (input, target), (T, B / processes) each
+        self.sides = [processes.columns(side).to(self.device) for side in sides]  # input, target (N / B, B / processes)
+        self.epoch_steps = math.ceil(len(self.sides[0]) / args.bptt)
         self.valid = corpus.valid.to(self.device)
         self.loss = processes.parallel(Loss(model))
         self.optimizer = torch.optim.AdamW(model.parameters(), args.lr, fused=self.device.type != "mps")
@@ -183,10 +180,15 @@ class Trainer:
         self.loss_sum, self.recent_loss = torch.zeros(2, device=self.device)  # the latter a mean of about 50 steps
         self.step_count, self.token_count, self.step_seconds = 0, 0, 0.0
 
+    def window(self, position):
+        """Window number `position` of an epoch -> input, target, int64 (T, B / processes)."""
+        start = position * self.args.bptt
+        return [side[start : start + self.args.bptt].long() for side in self.sides]
+
     def training_step(self, progress):
         """One window forward and backward and one step of the optimizer, at a progress from 0 to 1."""
-        begun, position = time.monotonic(), self.step % len(self.batches)
-        input, target = self.batches[position]  # (T, B)
+        begun, position = time.monotonic(), self.step % self.epoch_steps
+        input, target = self.window(position)  # (T, B)
         self.model.grow(progress)
         for group in self.optimizer.param_groups:  # torch's schedulers count steps, but progress may count time
             group["lr"] = self.args.lr * schedule(progress)
@@ -207,18 +209,14 @@ class Trainer:
         """How much of the training is done, from 0 to 1: of --minutes if they are given, else of --epochs."""
         if self.args.minutes:
             return min(1.0, (time.monotonic() - self.begun) / (60 * self.args.minutes))
-        return min(1.0, self.step / (self.args.epochs * len(self.batches)))
+        return min(1.0, self.step / (self.args.epochs * self.epoch_steps))
 
     def agree(self):
-        """What the processes do next -> progress and whether to save, both as the first process has them.
-
-        Sets `interrupted` in all of them if a signal reached one.
-        """
-        first = self.processes.rank == 0
-        mine = (self.progress(), time.monotonic() - self.saved > SAVE_EVERY) if first else (0, 0)
-        progress, save, signals = self.processes.sum(*mine, self.signalled)
+        """Progress and whether to save, which the first process decides; sets `interrupted` if a signal reached any."""
+        progress, save = self.processes.from_first(self.progress(), time.monotonic() - self.saved > SAVE_EVERY)
+        (signals,) = self.processes.mean(self.signalled)
         self.interrupted = signals > 0
-        return progress, save > 0
+        return progress, save
 
     def train(self):
         """Train until the epochs, the minutes or the target are reached, or until Ctrl-C or SIGTERM.
@@ -232,7 +230,7 @@ class Trainer:
                 set_handlers(before)  # a second one ends the program at once
 
         before = set_handlers({number: on_signal for number in (signal.SIGINT, signal.SIGTERM)})
-        every = self.args.valid_every or len(self.batches)
+        every = self.args.valid_every or self.epoch_steps
         target = self.args.target_ppl or 0
         self.model.train()
         try:
@@ -266,7 +264,7 @@ class Trainer:
         self.require_finite(loss)
         left = (time.monotonic() - self.begun) * (1 - progress) / max(progress, 1e-9)
         self.status.update(
-            f"epoch {self.step / len(self.batches):5.2f}  step {self.step:>5}  loss {loss:.3f}  "
+            f"epoch {self.step / self.epoch_steps:5.2f}  step {self.step:>5}  loss {loss:.3f}  "
             f"ppl {perplexity(loss):7.2f}  {self.token_count / self.step_seconds:>6,.0f} tokens/s  {clock(left)} left"
         )
 
@@ -275,12 +273,12 @@ class Trainer:
 
         Raises DivergenceError when a loss is inf or nan.
         """
+        (train_loss,) = self.processes.mean(self.loss_sum.item() / max(1, self.step_count))
         first = self.processes.rank == 0
-        train_loss = self.loss_sum.item() / max(1, self.step_count) / self.processes.count
         valid_loss = evaluate(self.model, self.valid, self.corpus.vocabulary.start) if first else 0.0
-        train_loss, valid_loss = self.processes.sum(train_loss, valid_loss)
+        (valid_loss,) = self.processes.from_first(valid_loss)
         self.require_finite(train_loss, valid_loss)
-        epoch, seconds = self.step / len(self.batches), time.monotonic() - self.begun
+        epoch, seconds = self.step / self.epoch_steps, time.monotonic() - self.begun
         speed, ppl = self.token_count / max(1e-9, self.step_seconds), perplexity(valid_loss)
         losses = [f"{train_loss:.4f}", f"{valid_loss:.4f}", f"{ppl:.2f}"]
         self.rows.append([str(self.step), f"{epoch:.2f}", f"{seconds:.1f}", f"{speed:.0f}", *losses])
@@ -315,6 +313,7 @@ class Trainer:
         """
         self.require_finite(self.loss_sum, *self.model.parameters())
         self.saved = time.monotonic()
+        loss_sum, recent_loss = self.processes.mean(self.loss_sum.item(), self.recent_loss.item())
         state = self.state and tuple(torch.cat(self.processes.gather(part), dim=1) for part in self.state)
         rng = {self.device.type: self.processes.gather(rng_of(self.device).get_rng_state())}
         if self.processes.rank:
@@ -325,8 +324,8 @@ class Trainer:
             "state": state,
             "rng": rng,
             "seconds": self.saved - self.begun,
-            "loss_sum": self.loss_sum.item(),
-            "recent_loss": self.recent_loss.item(),
+            "loss_sum": loss_sum,
+            "recent_loss": recent_loss,
             **{name: getattr(self, name) for name in PLAIN},
         }
         best = self.best()
@@ -353,7 +352,7 @@ class Trainer:
         self.state = state and tuple(self.processes.columns(part).to(self.device) for part in state)
         try:
             with torch.no_grad():
-                self.model.loss(*self.batches[0], self.state)  # an error here tells that the state does not fit
+                self.model.loss(*self.window(0), self.state)  # an error here tells that the state does not fit
             if len(rngs) == self.processes.count:
                 rng_of(self.device).set_rng_state(rngs[rank])
             else:  # another device or another number of processes needs other random numbers
@@ -383,10 +382,10 @@ def rng_of(device):
 
 
 class Processes:
-    """The N processes that torchrun started, or this single one without it.
+    """The N processes that torchrun started, or the only one without it.
 
-    Each trains on B / N of the B streams, and DistributedDataParallel averages their gradients, so that together they
-    make the step that one process would make. Only the first, rank 0, reads, writes and evaluates.
+    Each trains on B / N of the B streams and DistributedDataParallel averages their gradients, so that together they
+    take the step that one process would take. Only the first, rank 0, reads, writes, evaluates and prints.
     """
 
     def __init__(self):
@@ -420,16 +419,20 @@ class Processes:
         """This process's streams (T, B / N, ...) of all streams (T, B, ...)."""
         return batch.chunk(self.count, dim=1)[self.rank].contiguous()
 
-    def sum(self, *numbers):
-        """The sums of numbers over the processes."""
+    def mean(self, *numbers):
+        """The means of numbers over the processes."""
         if self.count == 1:
             return numbers
         sums = torch.tensor([float(number) for number in numbers], dtype=torch.float64)
         dist.all_reduce(sums)
-        return sums.tolist()
+        return (sums / self.count).tolist()
+
+    def from_first(self, *numbers):
+        """The first process's numbers, in all of them."""
+        return self.mean(*(number * self.count if self.rank == 0 else 0 for number in numbers))
 
     def gather(self, tensor):
-        """A list of each process's tensor, in the computer's main memory."""
+        """A list of each process's tensor, in main memory."""
         parts = [tensor.cpu().contiguous() for _ in range(self.count)]
         if self.count > 1:
             dist.all_gather(parts, parts[self.rank].clone())
@@ -441,27 +444,24 @@ class Processes:
 
 @contextlib.contextmanager
 def locked(out):
-    """Make the folder --out, check that it can be written, and keep other runs out of it while the context lasts.
+    """A context in which no other run can write to the folder --out, which is made if it is missing.
 
     The lock is on the folder itself and ends with the process, however that ends. Windows has no such lock.
     Raises InputError if the folder cannot be written or another run has it.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=out).close()
-    except OSError as error:
-        raise InputError(f"output folder {out} cannot be written: {error.strerror}") from None
-    folder = os.open(out, os.O_RDONLY) if fcntl else None
-    try:
-        if fcntl:
-            try:
+    with contextlib.ExitStack() as stack:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=out).close()
+            if fcntl:
+                folder = os.open(out, os.O_RDONLY)
+                stack.callback(os.close, folder)
                 fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(f"another run is writing to {out}: wait for it, or give another --out") from None
+        except BlockingIOError:
+            raise InputError(f"another run is writing to {out}: wait for it, or give another --out") from None
+        except OSError as error:
+            raise InputError(f"output folder {out} cannot be written: {error.strerror}") from None
         yield
-    finally:
-        if fcntl:
-            os.close(folder)
 
 
 def set_earlier_run_aside(out, status):
@@ -508,15 +508,20 @@ def read_resume(out, argv):
 def as_flags(settings):
     """A dict of settings -> the words of a command line that gives them, so that one parser checks both."""
     flags = {f"--{name.replace('_', '-')}": value for name, value in settings.items() if value is not None}
-    plain = [f"{flag}={value}" for flag, value in flags.items() if type(value) is not bool]
-    return plain + [flag if value else f"--no-{flag[2:]}" for flag, value in flags.items() if type(value) is bool]
+    words = []
+    for flag, value in flags.items():
+        if type(value) is bool:
+            words.append(flag if value else f"--no-{flag[2:]}")
+        else:
+            words += [flag, *map(str, value)] if type(value) is list else [f"{flag}={value}"]
+    return words
 
 
 # --- What is shown -----------------------------------------------------------------------
 
 
 class Status:
-    """What training shows: a line that is updated on a terminal, a new line now and then elsewhere; nothing if quiet."""
+    """What training prints: on a terminal a line that is updated, elsewhere a line now and then, nothing if quiet."""
 
     def __init__(self, quiet=False):
         self.quiet, self.live = quiet, bool(sys.stdout) and sys.stdout.isatty()
@@ -527,28 +532,21 @@ class Status:
         return not self.quiet and time.monotonic() - self.last > (0.2 if self.live else 30)
 
     def update(self, text):
-        """Show where training stands."""
+        """Print where training stands; on a terminal the next text takes its place."""
         self.last = time.monotonic()
-        if self.live:
-            text = text[: shutil.get_terminal_size().columns - 1]
-            self.print("\r" + text.ljust(self.width), end="")
-            self.width = len(text)
-        else:
-            self.print(text)
+        text = text[: shutil.get_terminal_size().columns - 1] if self.live else text
+        self.line(text, end="" if self.live else "\n")
+        self.width = len(text) if self.live else 0
 
-    def line(self, text):
-        """Show a line that stays."""
-        self.print(("\r" if self.width else "") + text.ljust(self.width))
-        self.width = 0
-
-    def print(self, text, end="\n"):
-        """Print, unless standard output is full or closed: a run is worth more than its messages."""
+    def line(self, text, end="\n"):
+        """Print a line that stays. If standard output is full or closed the run goes on, without a word."""
         try:
             if not self.quiet:
-                print(text, end=end, flush=True)
+                print(("\r" if self.width else "") + text.ljust(self.width), end=end, flush=True)
         except OSError:
             self.quiet = True
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is not written yet goes there
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still in the buffer
+        self.width = 0
 
 
 def clock(seconds):
