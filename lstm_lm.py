@@ -55,6 +55,9 @@ class LanguageModel(nn.Module):
                 raise ValueError("tied weights need --input embedding: one-hot input has no matrix to share")
             self.embedding.weight = self.output.weight
 
+    def grow(self, progress):
+        """Called before each training step with the part of training that is done, 0 to 1; does nothing here."""
+
     def embed(self, input):
         """int64 (T, B) -> (T, B, E)."""
         if self.one_hot:

@@ -6,17 +6,17 @@
     python sample.py out/*/checkpoint.pt --prompt "the function returns" --greedy --temperature 0.5 1.0
     python sample.py out/attention/checkpoint.pt --show-attention attention.svg
 
-A language model gives log P(next token | text so far). Decoding is how a text is made of it:
+A language model gives log P(next token | text so far). Decoding turns it into a text:
 
-    greedy          the most probable token, every time
-    temperature t   a draw from P^(1/t), normalised: t = 1 is the model's own distribution,
-                    t -> 0 tends to greedy, t > 1 is bolder than the model
-    top-k           the draw is among the k most probable tokens only
-    top-p           among the fewest tokens that hold p of the probability (nucleus sampling,
-                    Holtzman et al., 2020)
+    greedy          always take the most probable token
+    temperature t   draw from P^(1/t), normalised: t = 1 is the model's own distribution,
+                    t -> 0 tends to greedy, t > 1 gives rare tokens more chances
+    top-k           draw among the k most probable tokens only
+    top-p           draw among the fewest tokens whose probabilities add up to p (nucleus
+                    sampling, Holtzman et al., 2020)
 
-Each token goes back in as the next input, with the model's state: nothing is computed
-twice. `<unk>` is never chosen; it stands for words that the vocabulary does not have.
+Each token goes back in as the next input, together with the model's state, so no token is
+read twice. `<unk>` is never chosen, because it stands for words outside the vocabulary.
 
 Sizes in comments: P tokens of prompt, B samples in parallel, V words.
 """
@@ -26,11 +26,13 @@ import html
 import inspect
 import io
 import itertools
+import math
 import pathlib
 import shutil
 import sys
 import textwrap
 import warnings
+import zipfile
 
 from data import EOS, SPLITS, UNK, InputError, Parser, Vocabulary, detokenise, number, restore_numbers, run
 from data import tokenise, write_atomically
@@ -39,7 +41,135 @@ import torch
 from attention_lm import AttentionLM
 from lstm_lm import LSTMLM
 
+MODELS = ["lstm", "cell", "attention"]
+LARGEST = 1_000_000  # the largest size that a flag or a checkpoint may ask for
+MOST_LAYERS = 100
+
 # --- Checkpoints -----------------------------------------------------------------------
+#
+# A checkpoint is a dict of plain values and tensors, written by torch.save:
+#
+#   run          a name for the training run, the same in all of its files
+#   settings     train.py's flags by name, {"hidden_size": 256, ...}
+#   vocabulary   {"index2word": list of V words, "tokeniser": "text", "lines" or "chars"}
+#   weights      the state_dict of the model that was best on the validation split
+#   results      {"valid_ppl": float, "test_ppl": float}, as far as they are known
+#
+# resume.pt has one more entry, "training", with all that train.py needs to go on: see `check_training`.
+
+
+def fits(value, form):
+    """Whether a value read from a file has a given form.
+
+    A form is a type (floats are finite and not negative); a range, for an int in it; a tuple, for one of its members;
+    a tensor, for one of its shape and dtype (tensors are finite and contiguous); a list of one form, for a list of
+    values that have it; or a dict of forms, for a dict with the same keys.
+    """
+    if form is torch.Tensor:
+        plain = type(value) is torch.Tensor and value.layout is torch.strided and value.device.type == "cpu"
+        return plain and value.is_contiguous() and bool(value.isfinite().all())
+    if isinstance(form, torch.Tensor):
+        return fits(value, torch.Tensor) and (value.shape, value.dtype) == (form.shape, form.dtype)
+    if isinstance(form, dict):
+        same = isinstance(value, dict) and value.keys() == form.keys()
+        return same and all(fits(value[name], part) for name, part in form.items())
+    if isinstance(form, list):
+        return type(value) is list and all(fits(item, form[0]) for item in value)
+    if isinstance(form, range):
+        return type(value) is int and value in form
+    if isinstance(form, tuple):
+        return type(value) in map(type, form) and value in form
+    return type(value) is form and (form is not float or 0 <= value < math.inf)
+
+
+def expect(condition, complaint):
+    """Raise ValueError with a complaint unless a condition holds."""
+    if not condition:
+        raise ValueError(complaint)
+
+
+def check_checkpoint(checkpoint, file_size):
+    """Raise ValueError, saying why, unless an object read from a file of so many bytes is a checkpoint as above."""
+    parts = ("settings", "vocabulary", "weights", "results")
+    whole = isinstance(checkpoint, dict) and all(isinstance(checkpoint.get(part), dict) for part in parts)
+    expect(whole, "it has no settings, vocabulary and weights")
+    settings, vocabulary, weights, results = (checkpoint[part] for part in parts)
+    plain = all(type(value) in (str, int, float, bool, type(None), list) for value in settings.values())
+    expect(plain and all(str(value).isprintable() for value in settings.values()), "its settings are damaged")
+    size = range(1, LARGEST + 1)
+    forms = {"model": tuple(MODELS), "input": ("embedding", "one-hot"), "embedding_size": size, "hidden_size": size}
+    forms |= {"layers": range(1, MOST_LAYERS + 1), "dropout": float, "tie_weights": (True, False), "bptt": size}
+    if settings.get("model") == "attention":
+        old = "memory_from" not in settings
+        expect(not old, "it holds an older attention model that this version cannot open, so train it again")
+        forms |= {"memory": size, "memory_from": ("encoder", "decoder")}
+    for name, form in forms.items():
+        expect(fits(settings.get(name), form), f"its setting {name} is missing or out of range")
+    expect(settings["dropout"] < 1, "its setting dropout is out of range")
+    words, tokeniser = vocabulary.get("index2word"), vocabulary.get("tokeniser")
+    known = fits(vocabulary, {"index2word": [str], "tokeniser": ("text", "lines", "chars")})
+    known = known and len(set(words)) == len(words) and ({UNK} if tokeniser == "chars" else {UNK, EOS}) <= set(words)
+    expect(known, "its vocabulary is damaged")
+    expect(all(type(value) in (float, type(None)) for value in results.values()), "its results are damaged")
+    V, H, E = len(words), settings["hidden_size"], settings["embedding_size"]
+    inputs = V if settings["input"] == "one-hot" else E
+    readout = E if settings["tie_weights"] else H
+    least = 4 * (V * readout + 4 * H * (inputs + H * settings["layers"]))  # bytes of the output's matrix, W_ih, W_hh
+    expect(least <= file_size, "its settings ask for larger weights than the file holds")
+    model = build_model(settings, V)  # on the CPU, and not on the meta device, which takes a second to import
+    expect(fits(weights, model.state_dict()), "its weights do not fit its settings, or are not finite")
+    if "training" in checkpoint:
+        expect(type(checkpoint.get("run")) is str, "it does not name its run")
+        check_training(checkpoint["training"], model, settings.get("batch_size"))
+
+
+def check_training(training, model, batch_size):
+    """Raise ValueError, saying why, unless the entry "training" of a resume.pt has the form below."""
+    expect(isinstance(training, dict) and "state" in training, "its entry training is damaged")
+    moments, state, rng = (training.get(name) for name in ("optimizer", "state", "rng"))
+    parameters = [(n, p) for n, p in enumerate(model.parameters()) if isinstance(moments, dict) and n in moments]
+    forms = {
+        "weights": model.state_dict(),  # after the last step
+        "optimizer": {n: {"step": torch.zeros(()), "exp_avg": p, "exp_avg_sq": p} for n, p in parameters},  # AdamW's
+        "rows": [[str]],  # of log.csv
+        "best_loss": float if training.get("rows") else (math.inf,),  # the smallest validation loss
+        "seconds": float,  # of training so far
+        "step": range(2**53),
+        "loss_sum": float,  # this and the rest since the last validation
+        "recent_loss": float,
+        "step_count": range(2**53),
+        "token_count": range(2**53),
+        "step_seconds": float,
+    }
+    for name, form in forms.items():
+        expect(fits(training.get(name), form), f"its entry training/{name} is damaged")
+    # The model's state is a tuple of tensors with the B streams in dimension 1, or None before the first step.
+    plain = state is None or type(state) is tuple and fits(list(state), [torch.Tensor])
+    streams = {part.shape[1:2] for part in state or ()} if plain else None
+    expect(plain and streams <= {(batch_size,)}, "its entry training/state is damaged")
+    # The random numbers' state is {device type: [a uint8 tensor from each process]}.
+    plain = isinstance(rng, dict) and all(fits(parts, [torch.Tensor]) for parts in rng.values())
+    expect(plain, "its entry training/rng is damaged")
+
+
+def read_archive(raw):
+    """The object in a file's bytes as torch.save wrote them; `weights_only` lets no file run code here.
+
+    Raises ValueError for a file that is damaged, compressed or something else.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+            entries = archive.infolist()
+            stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+            small = sum(entry.file_size for entry in entries) <= len(raw)
+            expect(stored and small and archive.testzip() is None, "it is damaged")  # testzip compares the checksums
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # whatever is wrong with the file is said below in one line
+            return torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+    except Exception as error:  # both raise many kinds of errors for a file that is not theirs
+        unsafe = "weights_only" in str(error).lower() and "GLOBAL" in str(error)
+        reason = "it holds more than weights and could run code" if unsafe else "it is damaged or something else"
+        raise ValueError(reason) from None
 
 
 def build_model(settings, vocab_size):
@@ -64,25 +194,25 @@ def build_model(settings, vocab_size):
         raise InputError(str(error)) from None
 
 
-def read_checkpoint(path, device="cpu"):
-    """The dict in a checkpoint file, read with `weights_only`: a file cannot run code here.
+def save_checkpoint(path, checkpoint):
+    """Write a checkpoint's dict to a file, whole or not at all.  Raises InputError if it cannot be written."""
+    write_atomically(path, lambda file: torch.save(checkpoint, file))
+
+
+def read_checkpoint(path):
+    """Read a file that `save_checkpoint` wrote and check all of it -> its dict, with the tensors in main memory.
 
     Raises InputError for a file that is missing, damaged, or no checkpoint of this project.
     """
     try:
-        raw = io.BytesIO(pathlib.Path(path).read_bytes())
+        raw = pathlib.Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on how the file was pickled: below it is said in one line
-            checkpoint = torch.load(raw, map_location=device, weights_only=True)
-    except Exception as error:  # torch.load raises many kinds for what is not a whole, plain file of weights
-        unsafe = "weights_only" in str(error).lower() and "GLOBAL" in str(error)
-        reason = "it holds more than weights and could run code" if unsafe else "it is damaged or something else"
-        raise InputError(f"{path} is not a checkpoint that train.py wrote: {reason}") from None
-    if not isinstance(checkpoint, dict) or not {"settings", "vocabulary", "weights"} <= checkpoint.keys():
-        raise InputError(f"{path} is not a checkpoint that train.py wrote: it has no settings, vocabulary and weights")
+        checkpoint = read_archive(raw)
+        check_checkpoint(checkpoint, len(raw))
+    except (ValueError, RuntimeError, InputError) as error:
+        raise InputError(f"{path} is not a checkpoint that train.py wrote: {error}") from None
     return checkpoint
 
 
@@ -90,20 +220,15 @@ def load_checkpoint(path, device="cpu", model=None):
     """Open a checkpoint -> (model in evaluation mode, Vocabulary, the checkpoint's dict).
 
     model: "lstm" or "cell" opens a checkpoint of either with that one.
-    Raises InputError for a file that is missing, damaged, of another kind, or does not fit.
+    Raises InputError for a file that is missing, damaged, or no checkpoint of this project.
     """
-    checkpoint = read_checkpoint(path, device)
-    try:
-        settings = dict(checkpoint["settings"], **({"model": model} if model else {}))
-        if model and checkpoint["settings"]["model"] == "attention":
-            raise InputError(f"--model opens checkpoints of lstm and cell, but {path} is of attention: leave it out")
-        vocabulary = Vocabulary(**checkpoint["vocabulary"])
-        network = build_model(settings, len(vocabulary)).to(device)
-        network.load_state_dict(checkpoint["weights"])
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise InputError(f"{path} does not fit the model it is opened with: {reason}") from None
-    return network.eval(), vocabulary, checkpoint
+    checkpoint = read_checkpoint(path)
+    settings, vocabulary = checkpoint["settings"], Vocabulary(**checkpoint["vocabulary"])
+    if model and settings["model"] == "attention":
+        raise InputError(f"--model opens checkpoints of lstm and cell, but {path} is of attention: leave it out")
+    network = build_model({**settings, "model": model or settings["model"]}, len(vocabulary))
+    network.load_state_dict(checkpoint["weights"])
+    return network.to(device).eval(), vocabulary, checkpoint
 
 
 # --- Decoding --------------------------------------------------------------------------
@@ -116,31 +241,31 @@ def choose(log_probs, temperature=None, top_k=None, top_p=None, generator=None):
     """
     if temperature is None:
         return log_probs.argmax(dim=-1)
-    logits = log_probs.double()  # where no temperature that a float can be is 0 or infinite
+    logits = log_probs.double()  # so that no temperature, however small or large, gives nan
     logits = (logits - logits.max(dim=-1, keepdim=True).values) / temperature  # (B, V), 0 at the best
     if top_k is not None:
         best, where = logits.topk(min(top_k, logits.shape[-1]))  # (B, K)
         logits = torch.full_like(logits, -torch.inf).scatter(-1, where, best)
     if top_p is not None:
         p, order = torch.softmax(logits, dim=-1).sort(descending=True)  # (B, V)
-        beyond = p.cumsum(dim=-1) - p >= top_p  # the tokens before it hold top_p already
+        beyond = p.cumsum(dim=-1) - p >= top_p  # the more probable tokens add up to top_p already
         logits = logits.masked_fill(beyond.scatter(-1, order, beyond), -torch.inf)
-    up_to = torch.softmax(logits, dim=-1).cumsum(dim=-1)  # (B, V): P(this token or one before)
-    # one random number a sample says where in these; torch.multinomial draws V of them and takes longer than a model
-    drawn = torch.rand(len(up_to), 1, dtype=up_to.dtype, generator=generator) * up_to[:, -1:]  # (B, 1)
-    return torch.searchsorted(up_to, drawn, right=True)[:, 0]
+    cumulative = torch.softmax(logits, dim=-1).cumsum(dim=-1)  # (B, V): P(this token or one before it)
+    # One random number for each sample picks a place in it. torch.multinomial would draw V, slower than the model.
+    drawn = torch.rand(len(cumulative), 1, dtype=cumulative.dtype, generator=generator) * cumulative[:, -1:]  # (B, 1)
+    return torch.searchsorted(cumulative, drawn, right=True)[:, 0]
 
 
 @torch.inference_mode()
 def generate(model, prompt, tokens, samples=1, never=(), generator=None, **how):
     """Continue a prompt: int64 (P,), P >= 1 -> yields `tokens` tensors (samples,), one a step.
 
-    never: numbers of tokens not to choose.  generator: a CPU torch.Generator.  how: see `choose`.
+    never: indices of tokens that are never chosen.  generator: a CPU torch.Generator.  how: see `choose`.
     """
     device, state = next(model.parameters()).device, None
     unread = prompt[:, None].expand(-1, samples)  # (P, B)
     for _ in range(tokens):
-        for part in unread.split(256):  # the log-probabilities of a long prompt would fill the memory
+        for part in unread.split(256):  # the log-probabilities of a long prompt at once could fill the memory
             log_probs, state = model(part.to(device), state)  # (<= 256, B, V)
         scores = log_probs[-1].float().cpu()  # (B, V)
         scores[:, list(never)] = -torch.inf
@@ -150,14 +275,14 @@ def generate(model, prompt, tokens, samples=1, never=(), generator=None, **how):
 
 
 def prompt_tokens(text, vocabulary):
-    """A prompt's tokens, cut as the corpus was -> (list of tokens, list of those unknown).
+    """Split a prompt into tokens as the corpus was -> (list of tokens, list of those not in the vocabulary).
 
     Raises InputError for a prompt without any token.
     """
     tokens = list(tokenise(restore_numbers(text) if vocabulary.tokeniser == "text" else text, vocabulary.tokeniser))
     if tokens and tokens[-1] == EOS:
-        tokens.pop()  # the prompt's last sentence may go on
-    if vocabulary.tokeniser == "lines":  # The is the in a corpus of lower case
+        tokens.pop()  # so that the model may continue the prompt's last sentence
+    if vocabulary.tokeniser == "lines":  # such a corpus is not normalised here, but "The" may be "the" in it
         tokens = [token if token in vocabulary.word2index else token.lower() for token in tokens]
     if not tokens:
         raise InputError("the prompt is empty: give some words, or leave --prompt out to start from nothing")
@@ -280,7 +405,7 @@ def show_attention(file, model, vocabulary, tokens):
 
 
 def device_of(name):
-    """A device's name, or "auto" -> a torch.device that is there.  Raises InputError if it is not."""
+    """A device's name, or "auto" for the fastest one -> torch.device.  Raises InputError if there is no such device."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -294,7 +419,7 @@ def device_of(name):
 def read_stdin():
     """Standard input as text, without its last line end.  Raises InputError if it is not text."""
     try:
-        if hasattr(sys.stdin, "reconfigure"):  # in some locales Python lets wrong bytes pass
+        if hasattr(sys.stdin, "reconfigure"):  # in some locales Python accepts bytes that are not UTF-8
             sys.stdin.reconfigure(encoding="utf-8", errors="strict")
         return sys.stdin.read().rstrip("\n")
     except UnicodeDecodeError as error:
@@ -304,53 +429,56 @@ def read_stdin():
 def parse_arguments(argv):
     """The flags -> a namespace."""
     parser = Parser(description=inspect.cleandoc(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoints", nargs="+", metavar="checkpoint.pt", help="several are shown side by side")
-    text = parser.add_argument_group("text")
-    text.add_argument(
-        "--prompt", action="append", help="text to continue, - for standard input; may be repeated (none)"
-    )
-    text.add_argument("--tokens", type=number(int, 1), default=100, help="tokens to add (%(default)s)")
-    text.add_argument(
-        "--num-samples", type=number(int, 1), default=1, help="continuations of each prompt (%(default)s)"
-    )
-    decoding = parser.add_argument_group("decoding")
-    decoding.add_argument("--greedy", action="store_true", help="take the most probable token (off)")
-    decoding.add_argument(
-        "--temperature", type=number(float, 0, open_low=True), nargs="+", help="above 0; several are compared (0.8)"
-    )
-    decoding.add_argument("--top-k", type=number(int, 1), metavar="K", help="draw among the K most probable (all)")
-    decoding.add_argument(
-        "--top-p", type=number(float, 0, 1, open_low=True), metavar="P", help="draw among those that hold P (1)"
-    )
-    decoding.add_argument(
-        "--seed", type=number(int, 0, 2**62), default=0, help="another seed is another text (%(default)s)"
-    )
-    model = parser.add_argument_group("model")
-    model.add_argument("--model", choices=["lstm", "cell"], help="open a checkpoint of one with the other (its own)")
-    model.add_argument("--device", default="cpu", help="cpu, cuda, mps or auto (%(default)s)")
-    model.add_argument(
-        "--show-attention", nargs="?", const="", metavar="FILE.svg", help="draw what each word looked at (off)"
-    )
-    return parser.parse_args(argv)
+    size, above_0 = number(int, 1, LARGEST), number(float, 0, open_low=True)
+
+    def temperature(text):  # argparse hands this flag the checkpoints too, if they come after it
+        return text if text.endswith(".pt") else above_0(text)
+
+    parser.add_argument("checkpoints", nargs="*", metavar="checkpoint.pt", help="several are shown side by side")
+    flag = parser.add_argument_group("text").add_argument
+    flag("--prompt", action="append", help="text to continue, - for standard input; may be repeated (none)")
+    flag("--tokens", type=size, default=100, metavar="N", help="tokens to add (%(default)s)")
+    flag("--num-samples", type=size, default=1, metavar="N", help="continuations of each prompt (%(default)s)")
+    flag = parser.add_argument_group("decoding").add_argument
+    flag("--greedy", action="store_true", help="take the most probable token (off)")
+    flag("--temperature", type=temperature, nargs="+", metavar="T", help="above 0; several are compared (0.8)")
+    flag("--top-k", type=size, metavar="K", help="draw among the K most probable tokens (all)")
+    flag("--top-p", type=number(float, 0, 1, open_low=True), metavar="P", help="draw among those that hold P (1)")
+    flag("--seed", type=number(int, 0, 2**62), default=0, metavar="N", help="of the random numbers (%(default)s)")
+    flag = parser.add_argument_group("model").add_argument
+    flag("--model", choices=["lstm", "cell"], help="open a checkpoint of one with the other (its own)")
+    flag("--device", default="cpu", help="cpu, cuda, mps or auto (%(default)s)")
+    flag("--show-attention", nargs="?", const="", metavar="FILE.svg", help="draw what each word looked at (off)")
+    args = parser.parse_args(argv)
+    args.checkpoints += [value for value in args.temperature or [] if isinstance(value, str)]
+    args.temperature = [value for value in args.temperature or [] if not isinstance(value, str)]
+    picture = args.show_attention or ""
+    if picture.endswith(".pt"):  # the checkpoint, as above
+        args.checkpoints, args.show_attention = [*args.checkpoints, picture], ""
+    elif picture and not picture.lower().endswith(".svg"):
+        parser.error(f"the picture {picture} must have a name that ends in .svg")
+    if not args.checkpoints:
+        parser.error("give a checkpoint, such as out/cell/checkpoint.pt")
+    return args
 
 
 def title(path, checkpoint):
     """A checkpoint's path and, on a second line, the perplexities that training found."""
-    results = checkpoint.get("results", {})
-    known = [f"{results[f'{split}_ppl']:.2f} {split}" for split in SPLITS if f"{split}_ppl" in results]
+    perplexities = [(checkpoint["results"].get(f"{split}_ppl"), split) for split in SPLITS]
+    known = [f"{ppl:.2f} {split}" for ppl, split in perplexities if ppl is not None]
     return f"{path}\nperplexity {', '.join(known)}" if known else str(path)
 
 
 def stream(given, steps, tokeniser):
-    """Print a prompt and its continuation as it is made -> the list of all its tokens."""
+    """Print a prompt and, word by word, its continuation -> the list of all its tokens."""
     tokens = []
 
-    def as_made():
+    def remembered():
         for token in itertools.chain(given, (token for (token,) in steps)):
             tokens.append(token)
             yield token
 
-    for piece in detokenise(as_made(), tokeniser):
+    for piece in detokenise(remembered(), tokeniser):
         print(piece, end="", flush=True)
     print()
     return tokens
@@ -359,7 +487,7 @@ def stream(given, steps, tokeniser):
 def main(argv=None):
     """Run the command; argv is a list of words as in a shell, sys.argv if None.
 
-    Raises InputError for whatever the user can mend.
+    Raises InputError for what the user can correct.
     """
     args = parse_arguments(argv)
     device = device_of(args.device)
@@ -368,8 +496,7 @@ def main(argv=None):
         if args.show_attention is not None and not isinstance(model, AttentionLM):
             raise InputError(f"{path} has no attention to show: train one with --model attention")
     prompts = [read_stdin() if text == "-" else text for text in args.prompt or []] or [None]
-    temperatures = args.temperature or ([] if args.greedy else [0.8])
-    decoders = [None] * args.greedy + temperatures
+    decoders = [None] * args.greedy + (args.temperature or ([] if args.greedy else [0.8]))  # temperatures
     alone = len(loaded) == args.num_samples == 1
     if args.show_attention and len(prompts) * len(decoders) * len(loaded) > 1:
         raise InputError("a file takes one picture: give one checkpoint, prompt and temperature, or no file name")

@@ -14,11 +14,14 @@ import hashlib
 import io
 import itertools
 import math
+import json
 import os
 import pathlib
 import pickle
 import random
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -1030,37 +1033,112 @@ def test_seeds_repeat_and_matter(corpus_file, tmp_path):
         for seed in ("1", "1", "2")
     ]
     assert ppl[0] == ppl[1] != ppl[2]
-    assert (tmp_path / "checkpoint.previous.pt").exists()  # an earlier run's best is not lost
+    for folder in ("previous-1", "previous-2"):  # nothing of an earlier run is lost
+        assert {path.name for path in (tmp_path / folder).iterdir()} == {"checkpoint.pt", "resume.pt", "log.csv"}
 
 
-def interrupt_at(monkeypatch, step):
-    """Ctrl-C during training's optimizer step number `step`."""
+def signal_at(monkeypatch, step, number):
+    """A signal during training's optimizer step number `step`."""
     count, real = itertools.count(1), torch.optim.AdamW.step
 
     def stepping(self, *args, **kwargs):
         if next(count) == step:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
         return real(self, *args, **kwargs)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", stepping)
 
 
-@pytest.mark.parametrize("step", [60, 130])  # before the first validation, and after it
+def assert_same_runs(one, other):
+    """Two folders hold the same weights, and the same log but for its times."""
+    weights = [sample.read_checkpoint(folder / "checkpoint.pt")["weights"] for folder in (one, other)]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    logs = [list(csv.DictReader(open(folder / "log.csv"))) for folder in (one, other)]
+    for column in ("step", "epoch", "train_loss", "valid_loss", "valid_ppl"):
+        assert [row[column] for row in logs[0]] == [row[column] for row in logs[1]]
+
+
+@pytest.mark.parametrize("number, step", [(signal.SIGINT, 60), (signal.SIGTERM, 130)])  # before a validation and after
 @pytest.mark.parametrize("name", MODELS)
-def test_ctrl_c_and_resume_lose_nothing(name, step, trained, corpus_file, tmp_path, monkeypatch, capsys):
+def test_signals_and_resume_lose_nothing(name, number, step, trained, corpus_file, tmp_path, monkeypatch, capsys):
     out, results, _ = trained[name]
     with monkeypatch.context() as patch:
-        interrupt_at(patch, step)
+        signal_at(patch, step, number)
         train.main(["--model", name, "--data", corpus_file, "--out", str(tmp_path), *SMALL])
     printed = capsys.readouterr().out
     assert f"train.py --resume {tmp_path}" in printed and "test perplexity" in printed
     resumed = train.main(["--resume", str(tmp_path)])
-    for split in ("valid_ppl", "test_ppl"):
-        assert resumed[split] == pytest.approx(results[split], rel=1e-6)
-    undisturbed, rows = (list(csv.DictReader(open(folder / "log.csv"))) for folder in (out, tmp_path))
-    rows = [row for row in rows if row["step"] != str(step)]  # but for the validation that Ctrl-C may ask for
-    for column in ("step", "epoch", "train_loss", "valid_loss", "valid_ppl"):
-        assert [row[column] for row in rows] == [row[column] for row in undisturbed]
+    assert [resumed[split] for split in ("valid_ppl", "test_ppl")] == [results["valid_ppl"], results["test_ppl"]]
+    assert_same_runs(out, tmp_path)
+
+
+class Killed(Exception):
+    """Stands for a kill."""
+
+
+def test_a_kill_between_any_two_writes_loses_nothing(trained, corpus_file, tmp_path, monkeypatch):
+    """The run is killed before its write number k, for each k, and then resumed, or started anew if it left nothing."""
+    out, results, _ = trained["cell"]
+    real = data.os.replace
+    for k in itertools.count():
+        folder, count = tmp_path / str(k), itertools.count()
+
+        def replace(*paths):
+            if next(count) == k:
+                raise Killed
+            real(*paths)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(data.os, "replace", replace)
+            patch.setattr(train, "SAVE_EVERY", 0.1)
+            flags = ["--data", corpus_file, "--out", str(folder), *SMALL]
+            try:
+                train.main(flags)
+                break
+            except Killed:
+                pass
+        resumed = train.main(["--resume", str(folder)] if (folder / "resume.pt").exists() else flags)
+        assert resumed["test_ppl"] == results["test_ppl"]
+        assert_same_runs(out, folder)
+    assert k > 8  # two validations of three files, and the test
+
+
+def test_after_training_resume_only_tests(trained, tmp_path, monkeypatch, capsys):
+    folder = shutil.copytree(trained["cell"][0], tmp_path / "run")
+    before = sample.read_checkpoint(folder / "resume.pt")["training"]["step"]
+    monkeypatch.setattr(train.Trainer, "training_step", None)
+    assert train.main(["--resume", str(folder)])["test_ppl"] == trained["cell"][1]["test_ppl"]
+    assert sample.read_checkpoint(folder / "resume.pt")["training"]["step"] == before
+
+
+def test_minutes_count_across_a_resume(corpus_file, tmp_path, monkeypatch):
+    flags = ["--data", corpus_file, "--out", str(tmp_path), *SMALL, "--minutes", "0.05"]  # 3 s, 300 looks at the clock
+    monkeypatch.setattr(train.time, "monotonic", itertools.count(0, 0.01).__next__)
+    with monkeypatch.context() as patch:
+        signal_at(patch, 20, signal.SIGINT)
+        train.main(flags)
+    spent = sample.read_checkpoint(tmp_path / "resume.pt")["training"]["seconds"]
+    assert 0.5 < spent < 2.5
+    train.main(["--resume", str(tmp_path)])
+    assert 3 <= sample.read_checkpoint(tmp_path / "resume.pt")["training"]["seconds"] < 3.2
+
+
+def test_a_folder_takes_one_run(trained, corpus_file, tmp_path):
+    flags = ["--data", corpus_file, *SMALL, "--epochs", "1"]
+    out = shutil.copytree(trained["cell"][0], tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with train.locked(out):
+        for how in (["--out", str(out), *flags], ["--resume", str(out)]):
+            with pytest.raises(InputError, match="another run is writing to"):
+                train.main(how)
+    with pytest.raises(InputError, match="leave out --out"):
+        train.main(["--resume", str(out), "--out", str(tmp_path)])
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    other = pathlib.Path(shutil.copy(trained["lstm"][0] / "checkpoint.pt", out))
+    with pytest.raises(InputError, match="of different runs"):
+        train.main(["--resume", str(out)])
+    assert other.read_bytes() == (trained["lstm"][0] / "checkpoint.pt").read_bytes()
 
 
 def test_resume_refuses_another_model_or_text(trained, tmp_path):
@@ -1080,6 +1158,8 @@ def test_resume_refuses_another_model_or_text(trained, tmp_path):
 def test_training_stops_at_the_target_and_at_the_time(corpus_file, tmp_path, monkeypatch):
     flags = ["--data", corpus_file, "--out", str(tmp_path), *SMALL]
     assert train.main([*flags, "--epochs", "500", "--target-ppl", "9"])["valid_ppl"] <= 9
+    rows = list(csv.DictReader(open(tmp_path / "log.csv")))
+    assert [float(row["valid_ppl"]) <= 9 for row in rows] == [False] * (len(rows) - 1) + [True]
     rates = []
     monkeypatch.setattr(train, "schedule", lambda progress: rates.append(progress) or 0.1)
     monkeypatch.setattr(train.time, "monotonic", itertools.count(0, 0.01).__next__)  # each look at the clock is 10 ms
@@ -1096,7 +1176,7 @@ def test_a_loss_that_is_no_number_keeps_the_best(corpus_file, tmp_path, monkeypa
         return (value * float("nan") if self.training and next(count) == 150 else value), state
 
     monkeypatch.setattr(LSTMLM, "loss", loss)
-    with pytest.raises(InputError, match="the loss became nan by step .*--lr.*checkpoint.pt"):
+    with pytest.raises(train.DivergenceError, match="became inf or nan by step .*--lr.*checkpoint.pt"):
         train.main(["--data", corpus_file, "--out", str(out), *SMALL])
     model, _, _ = sample.load_checkpoint(out / "checkpoint.pt")
     assert all(parameter.isfinite().all() for parameter in model.parameters())
@@ -1118,11 +1198,102 @@ def test_weights_that_are_no_numbers_are_never_saved(ctrl_c, corpus_file, tmp_pa
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", stepping)
-    with pytest.raises(InputError, match="the loss became nan.*holds the best model"):
+    with pytest.raises(train.DivergenceError, match="became inf or nan.*holds the best model"):
         train.main(["--data", corpus_file, "--out", str(tmp_path), *SMALL])
     for name in ("checkpoint.pt", "resume.pt"):
         weights = sample.read_checkpoint(tmp_path / name)["weights"]
         assert all(value.isfinite().all() for value in weights.values())
+
+
+def make_trainer(corpus_file, out, *flags):
+    """A Trainer with its model, as `main` makes them."""
+    args = train.parse_arguments(["--data", corpus_file, "--out", str(out), *SMALL, *flags])
+    corpus, processes = data.load_corpus(corpus_file), train.Processes()
+    torch.manual_seed(args.seed)
+    model = sample.build_model(vars(args), len(corpus.vocabulary))
+    return train.Trainer(model, corpus, args, train.Status(quiet=True), processes, "test")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_training_is_a_plain_loop(name, corpus_file, tmp_path):
+    """For more than an epoch: the state carried and reset, gradients clipped, the learning rate, the windows' order."""
+    flags = ["--model", name, "--dropout", "0", "--clip", "0.1", "--bptt", "30"]
+    trainer, twin = (make_trainer(corpus_file, tmp_path, *flags) for _ in range(2))
+    model, corpus, norms, steps = twin.model, twin.corpus, [], 30
+    tokens, B = corpus.train[: len(corpus.train) // 4 * 4].long(), 4
+    target = tokens.view(B, -1).t()  # (N / B, B)
+    text = torch.cat((torch.tensor([corpus.vocabulary.start]), tokens[:-1]))
+    input = text.view(B, -1).t()
+    optimizer, state, start = torch.optim.AdamW(model.parameters()), None, 0
+    for step in range(steps):
+        if start >= len(input):
+            state, start = None, 0
+        loss, state = model.loss(input[start : start + 30], target[start : start + 30], state)
+        state, start = tuple(part.detach() for part in state), start + 30
+        optimizer.zero_grad()
+        loss.backward()
+        norms.append(nn.utils.clip_grad_norm_(model.parameters(), 0.1))
+        optimizer.param_groups[0]["lr"] = 0.01 * train.schedule(step / steps)
+        optimizer.step()
+        trainer.training_step(step / steps)
+    assert step * 30 > len(input) and max(norms) > 0.15
+    for a, b in zip(trainer.model.parameters(), model.parameters()):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    assert_same(trainer.state, state, rtol=1e-4, atol=1e-5)
+
+
+def test_the_best_model_is_kept_and_validated_without_dropout(corpus_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "schedule", lambda progress: 1 if progress < 0.7 else 200)  # then it gets worse
+    results = train.main(["--data", corpus_file, "--out", str(tmp_path), *SMALL, "--valid-every", "30"])
+    rows = list(csv.DictReader(open(tmp_path / "log.csv")))
+    losses = [float(row["valid_loss"]) for row in rows]
+    assert losses.index(min(losses)) < len(losses) - 1
+    model, vocabulary, _ = sample.load_checkpoint(tmp_path / "checkpoint.pt")
+    model.train()  # evaluate turns dropout off, and on again
+    best = train.evaluate(model, data.load_corpus(corpus_file).valid, vocabulary.start)
+    assert abs(best - min(losses)) < 1e-4 and model.training
+    assert results["valid_ppl"] == pytest.approx(train.perplexity(best), rel=1e-5)
+
+
+def losses_of_20_steps(corpus_file, out):
+    """{model: the losses of its first 20 steps}, each the mean over the processes; run by every one of them."""
+    with train.Processes() as processes:
+        processes.share()
+        losses = {}
+        for name in MODELS:
+            trainer, losses[name] = make_trainer(corpus_file, out, "--model", name, "--dropout", "0"), []
+            for step in range(20):
+                before = trainer.loss_sum.item()
+                trainer.training_step(step / 20)
+                losses[name] += processes.mean(trainer.loss_sum.item() - before)
+    return losses
+
+
+def test_two_processes_make_the_steps_of_one(corpus_file, tmp_path):
+    script = f"import json, test_lm; print(json.dumps(test_lm.losses_of_20_steps({corpus_file!r}, {str(tmp_path)!r})))"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", script], cwd=HERE, env={**os.environ, **where, "RANK": rank}, stdout=subprocess.PIPE
+        )
+        for rank in ("0", "1")
+    ]
+    both = [json.loads(worker.communicate(timeout=120)[0]) for worker in workers]
+    alone = losses_of_20_steps(corpus_file, tmp_path)
+    assert both[0] == both[1]
+    for name in MODELS:
+        assert alone[name] == pytest.approx(both[0][name], abs=1e-5)
+        assert alone[name][-1] < alone[name][0]
+
+
+def test_processes_take_their_own_streams(monkeypatch):
+    batch = torch.arange(24).view(4, 6)
+    for rank in range(3):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "3")
+        assert torch.equal(train.Processes().columns(batch), batch[:, 2 * rank : 2 * rank + 2])
 
 
 def test_training_works_outside_the_main_thread(corpus_file, tmp_path):
@@ -1178,6 +1349,30 @@ def test_the_commands_run_without_a_warning(name, corpus_file, tmp_path):
     assert ran.stdout.startswith("the cat ")
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_training_outlives_its_standard_output(corpus_file, tmp_path):
+    words = [sys.executable, HERE / "train.py", "--data", corpus_file, *SMALL, "--out"]
+    with open("/dev/full", "w") as full:
+        ran = subprocess.run([*words, tmp_path / "full"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    how = {"stderr": subprocess.PIPE, "text": True, "timeout": 120}
+    ran = subprocess.run([*words, tmp_path / "closed"], preexec_fn=lambda: os.close(1), **how)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    for folder in ("full", "closed"):
+        assert sample.read_checkpoint(tmp_path / folder / "checkpoint.pt")["results"]["test_ppl"] > 1
+
+
+def test_hidden_sizes_give_equally_many_parameters(monkeypatch):
+    def size(*flags):
+        args = train.parse_arguments(list(flags))
+        return args.hidden_size, args.embedding_size
+
+    assert size("--model", "lstm") == size("--model", "cell") == (256, 256)
+    assert size("--model", "attention") == (192, 192)
+    assert size("--model", "attention", "--memory-from", "decoder") == (240, 240)
+    assert size("--model", "attention", "--hidden-size", "7") == (7, 7)
+
+
 def test_a_prompt_is_cut_as_the_corpus_was():
     lower = Vocabulary(["the", "<unk>", "N", "<eos>", "end", "."], "lines")
     assert sample.prompt_tokens("The N end", lower) == (["the", "N", "end"], [])
@@ -1201,6 +1396,17 @@ def test_sampling_from_the_command_line(trained, capsys):
     assert drawn[0] == drawn[1] != drawn[2]
     several = sampled(capsys, paths[2], "--num-samples", 3, "--prompt", "a dog", "--tokens", 9).out
     assert several.count("a dog") >= 3
+
+
+def test_flags_may_come_before_the_checkpoint(trained, capsys):
+    path, other = trained["attention"][0] / "checkpoint.pt", trained["cell"][0] / "checkpoint.pt"
+    expected = sampled(capsys, path, "--temperature", 0.5).out
+    assert sampled(capsys, "--temperature", 0.5, path).out == expected
+    shown = sampled(capsys, path, "--temperature", 0.5, 1, other).out
+    assert shown.count("===") == 4 and "attention0/checkpoint.pt" in shown and "cell0/checkpoint.pt" in shown
+    before = path.read_bytes()
+    assert "the memory:" in sampled(capsys, "--tokens", 30, "--show-attention", path).out
+    assert path.read_bytes() == before
 
 
 def test_the_comparison_shows_checkpoints_side_by_side(trained, capsys, monkeypatch):
@@ -1265,6 +1471,9 @@ BAD_TRAINING = {
     "resume": (["--resume", "folder"], "nothing to resume"),
     "flag": (["--no-such-flag"], "--no-such-flag"),
     "model": (["--model", "gru"], "gru"),
+    "enormous": (["--hidden-size", "1" + "0" * 30], "--hidden-size.*at most"),
+    "layers": (["--layers", "1000000"], "--layers.*at most"),
+    "memory": (["--memory", "0"], "--memory.*at least 1"),
 }
 
 
@@ -1313,7 +1522,7 @@ BAD_SAMPLING = {
     "harmful": (["harmful.pt"], "not a checkpoint"),
     "harmful2": (["harmful2.pt"], "could run code"),
     "other": (["other.pt"], "no settings"),
-    "misfit": (["misfit.pt"], "does not fit"),
+    "misfit": (["misfit.pt"], "larger weights than the file holds"),
     "prompt": (["good.pt", "--prompt", "  "], "prompt is empty"),
     "temperature": (["good.pt", "--temperature", "0"], "--temperature.*above 0"),
     "negative": (["good.pt", "--temperature", "-1"], "--temperature"),
@@ -1326,8 +1535,69 @@ BAD_SAMPLING = {
     "nothing": ([], "checkpoint"),
     "seed": (["good.pt", "--seed", "9" * 30], "--seed"),
     "other model": (["att.pt", "--model", "cell"], "att.pt is of attention"),
+    "picture": (["att.pt", "--show-attention", "good.pt.png"], "good.pt.png must have a name that ends in .svg"),
+    "only temperatures": (["--temperature", "1"], "give a checkpoint"),
+    "enormous": (["good.pt", "--num-samples", "1" + "0" * 30], "--num-samples.*at most"),
     "pictures": (["att.pt", "--greedy", "--temperature", "1", "--show-attention", "a.svg"], "one picture"),
 }
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_changed_bit_is_noticed(name, trained, tmp_path):
+    """In each of 60 places of a file: it is refused, or the weights are the same."""
+    raw = (trained[name][0] / "checkpoint.pt").read_bytes()
+    expected, draw = sample.read_checkpoint(trained[name][0] / "checkpoint.pt"), random.Random(0)
+    refused, path = 0, tmp_path / "x.pt"
+    for _ in range(60):
+        place = draw.randrange(len(raw))
+        path.write_bytes(raw[:place] + bytes([raw[place] ^ 1 << draw.randrange(8)]) + raw[place + 1 :])
+        try:
+            weights = sample.read_checkpoint(path)["weights"]
+            assert all(torch.equal(weights[key], value) for key, value in expected["weights"].items())
+        except InputError as error:
+            assert "\n" not in str(error)
+            refused += 1
+    assert refused > 20
+
+
+def edits(contents):
+    """Checkpoints that are each wrong in one place -> yields (name of the place, dict)."""
+    odd = [None, -1, 0, 10**30, 2.5, float("nan"), float("-inf"), "x", "a\nb", True, [], {}, (), ([],), [1, "a"]]
+    odd += [{"x": 1}, {0: {}}, torch.zeros(0), torch.ones(3, 5), torch.full((16,), torch.nan), torch.zeros(1).expand(10**9)]
+    for section in contents:
+        for value in odd:
+            yield section, {**contents, section: value}
+        if isinstance(contents[section], dict):
+            for key in contents[section]:
+                for value in [*odd, 99999, "lstm", ["<unk>", "<unk>"]]:
+                    yield f"{section}/{key}", {**contents, section: {**contents[section], key: value}}
+                rest = {name: value for name, value in contents[section].items() if name != key}
+                yield f"{section} without {key}", {**contents, section: rest}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_edited_checkpoints_get_one_clear_line(name, trained, tmp_path, monkeypatch):
+    """Each entry of resume.pt replaced by odd ones: it is refused, or opens as a model and goes on as a run."""
+    original = sample.read_checkpoint(trained[name][0] / "resume.pt")
+    monkeypatch.setattr(sample, "read_archive", lambda raw: edited)  # as read from a file of as many bytes
+    monkeypatch.setattr(train, "load_corpus", lambda *_: corpus)
+    folder = shutil.copytree(trained[name][0], tmp_path / "run")
+    (folder / "checkpoint.pt").unlink()
+    monkeypatch.setattr(train.Trainer, "train", lambda self: self.training_step(0.5))
+    monkeypatch.setattr(train, "test", lambda *_: None)
+    edited, corpus = original, data.load_corpus(original["settings"]["data"])
+    train.main(["--resume", str(folder)])  # unchanged, it is fine
+    openers = lambda: sample.load_checkpoint(folder / "resume.pt"), lambda: train.main(["--resume", str(folder)])
+    outcomes = collections.Counter()
+    for place, edited in edits(original):
+        for opener in openers:
+            try:
+                opener()
+                outcomes["opened"] += 1
+            except InputError as error:
+                assert "\n" not in str(error), place
+                outcomes["refused"] += 1
+    assert outcomes["refused"] > outcomes["opened"]
 
 
 @pytest.mark.parametrize("case", BAD_SAMPLING)

@@ -3,39 +3,42 @@
     python train.py --model cell                       # the LSTM written out, on the built-in corpus
     python train.py --model lstm                       # the same on torch.nn.LSTM
     python train.py --model attention                  # encoder, decoder and attention
-    python train.py --model cell --minutes 1           # as good as one minute allows
+    python train.py --model cell --minutes 1           # the best that one minute allows
     python train.py --model cell --data my.txt --level char --out out/mine
     python train.py --resume out/cell                  # go on after Ctrl-C
+    torchrun --nproc_per_node=2 train.py --model cell  # one model, trained by two processes
 
 From Python or a notebook:
 
     import train
     results = train.main(["--model", "cell", "--minutes", "1"])
 
-It writes into --out:
+It writes into the folder --out:
 
-    checkpoint.pt   the best model by validation perplexity, all that sample.py needs
-                    (that of an earlier run there becomes checkpoint.previous.pt)
-    resume.pt       where training stands, all that --resume needs
-    log.csv         a row for each validation
+    checkpoint.pt   the best model by validation perplexity, for sample.py
+    log.csv         one row for each validation
+    resume.pt       everything that --resume needs; written last, at least once a minute
+    previous-1/     the files of an earlier run in the same folder, if there was one
 
-Perplexity is exp(mean of -log P(token) in nats) over a split. Every token of the split
-is a target once, and the split is read as one text from beginning to end, its state
-carried throughout, as Mikolov et al. (2010) and Zaremba et al. (2014) do; so no batch
-size has a say in it. The model is chosen by the validation split; a run reads the test
-split once, at its end.
+Perplexity is exp(mean of -log P(token) in nats) over a split. Every token of the split is
+a target once. The split is read as one text from beginning to end with its state carried,
+as Mikolov et al. (2010) and Zaremba et al. (2014) do, so perplexity does not depend on the
+batch size. The validation split chooses the model; the test split is read once, at the end.
 
 Sizes in comments: T steps (bptt), B streams (batch size), N tokens of a split.
 """
 
 import argparse
-import csv
+import contextlib
+import copy
 import ctypes
 import functools
 import inspect
 import itertools
 import math
+import os
 import pathlib
+import pickle
 import platform
 import shutil
 import signal
@@ -43,107 +46,34 @@ import statistics
 import sys
 import tempfile
 import time
+import uuid
 
 from data import SPLITS, InputError, Parser, add_corpus_flags, detokenise, load_corpus, number, pairs, run, streams
 from data import windows, write_atomically
 import torch
+import torch.distributed as dist
+from torch import nn
 
-from sample import build_model, continuations, device_of, load_checkpoint, read_checkpoint
+from sample import LARGEST, MODELS, MOST_LAYERS, build_model, continuations, device_of, load_checkpoint
+from sample import read_checkpoint, save_checkpoint
 
-MODELS = ["lstm", "cell", "attention"]
-COLUMNS = ["step", "epoch", "seconds", "tokens_per_second", "train_loss", "valid_loss", "valid_ppl"]
-FIXED = (  # the flags that a resumed run must keep
-    "model input embedding_size hidden_size layers dropout tie_weights data level min_count vocab_size split "
-    "batch_size bptt"
+try:
+    import fcntl  # Windows does not have it
+except ImportError:
+    fcntl = None
+
+COLUMNS = ["step", "epoch", "seconds", "tokens_per_second", "train_loss", "valid_loss", "valid_ppl"]  # of log.csv
+SAVE_EVERY = 60  # seconds
+NOT_SETTINGS = ("resume", "out", "benchmark")  # the flags that say what to do and where, and nothing about the model
+PLAIN = ("step", "best_loss", "rows", "step_count", "token_count", "step_seconds")  # of a Trainer, kept in resume.pt
+FIXED = (  # the settings that a resumed run must keep
+    "model input embedding_size hidden_size layers dropout tie_weights memory memory_from"
+    " data level min_count vocab_size split batch_size bptt"
 ).split()
 
 
-def parse_arguments(argv, defaults=None):
-    """The flags -> a namespace. defaults: other defaults than those that --help states."""
-    parser = Parser(description=inspect.cleandoc(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter)
-    positive = number(int, 1)
-    corpus = add_corpus_flags(parser)
-    corpus.add_argument(
-        "--data",
-        default="python-docs",
-        metavar="TEXT",
-        help="python-docs, ptb, shakespeare, a text file, or a folder (%(default)s)",
-    )
-    model = parser.add_argument_group("model")
-    model.add_argument("--model", choices=MODELS, default="cell", help="(%(default)s)")
-    model.add_argument("--input", choices=["embedding", "one-hot"], default="embedding", help="(%(default)s)")
-    model.add_argument(
-        "--hidden-size",
-        metavar="N",
-        type=positive,
-        help="units in a layer (256; attention, to be of equal size, 192, or 240 with the decoder's memory)",
-    )
-    model.add_argument("--embedding-size", metavar="N", type=positive, help="numbers for a token (the hidden size)")
-    model.add_argument(
-        "--layers", metavar="N", type=positive, default=1, help="LSTMs on top of each other (%(default)s)"
-    )
-    model.add_argument(
-        "--dropout", metavar="X", type=number(float, 0, 0.95), default=0.4, help="share set to zero (%(default)s)"
-    )
-    model.add_argument(
-        "--tie-weights",
-        action=argparse.BooleanOptionalAction,
-        help="one matrix for embedding and output (if it can be)",
-    )
-    attention = parser.add_argument_group("attention")
-    attention.add_argument(
-        "--memory-from", choices=["encoder", "decoder"], default="encoder", help="whose states to look at (%(default)s)"
-    )
-    attention.add_argument("--memory", metavar="N", type=positive, default=400, help="slots in view (%(default)s)")
-    training = parser.add_argument_group("training")
-    training.add_argument("--batch-size", metavar="N", type=positive, default=20, help="parallel streams (%(default)s)")
-    training.add_argument("--bptt", metavar="N", type=positive, default=35, help="steps of a window (%(default)s)")
-    training.add_argument(
-        "--lr", metavar="X", type=number(float, 0, open_low=True), default=6e-3, help="AdamW's peak (%(default)s)"
-    )
-    training.add_argument(
-        "--clip", metavar="X", type=number(float, 0, open_low=True), default=0.5, help="gradient norm (%(default)s)"
-    )
-    training.add_argument(
-        "--epochs", metavar="N", type=positive, default=6, help="passes over the corpus (%(default)s)"
-    )
-    training.add_argument(
-        "--minutes",
-        metavar="X",
-        type=number(float, 0, open_low=True),
-        help="train for this time instead; the test comes after it (none)",
-    )
-    training.add_argument(
-        "--target-ppl", metavar="X", type=number(float, 1), help="stop at this validation perplexity (none)"
-    )
-    training.add_argument("--valid-every", type=positive, metavar="STEPS", help="steps between validations (an epoch)")
-    training.add_argument(
-        "--seed", metavar="N", type=number(int, 0, 2**62), default=1, help="of weights and dropout (%(default)s)"
-    )
-    machine = parser.add_argument_group("machine and files")
-    machine.add_argument("--device", default="auto", help="auto, cuda, mps or cpu (%(default)s)")
-    machine.add_argument(
-        "--dtype",
-        choices=["auto", "float32", "bfloat16"],
-        default="auto",
-        help="of products; auto: bfloat16 where fast",
-    )
-    machine.add_argument("--out", metavar="DIR", help="where to write (out/<model>)")
-    machine.add_argument("--benchmark", action="store_true", help="time the three models with these flags, train none")
-    machine.add_argument("--resume", metavar="DIR", help="go on with the run in DIR, with its settings")
-    parser.set_defaults(**(defaults or {}))
-    args = parser.parse_args(argv)
-    args.hidden_size = args.hidden_size or default_hidden_size(args.model, args.memory_from)
-    args.embedding_size = args.embedding_size or args.hidden_size
-    if args.tie_weights is None:
-        args.tie_weights = args.input == "embedding"
-    args.out = args.resume or args.out or f"out/{args.model}"
-    return args
-
-
-def default_hidden_size(model, memory_from):
-    """The hidden size at which all models have equally many parameters on the default corpus, within 2%."""
-    return 256 if model != "attention" else 192 if memory_from == "encoder" else 240
+class DivergenceError(InputError):
+    """The loss or a weight is inf or nan, so that training cannot go on."""
 
 
 # --- Evaluation --------------------------------------------------------------------------
@@ -151,11 +81,10 @@ def default_hidden_size(model, memory_from):
 
 @torch.inference_mode()
 def evaluate(model, tokens, start, chunk=256):
-    """Mean of -log P(token) in nats over a split, each of its N tokens a target exactly once.
+    """Mean of -log P(token) in nats over a split, with each of its N tokens a target exactly once.
 
-    The split is one stream, read in chunks of `chunk` tokens with the state carried; neither
-    the training batch size nor the chunk changes the result.  tokens: int64 (N,).
-    start: the token that the first is predicted from.
+    The split is one stream, read in chunks of `chunk` tokens with the state carried; the
+    chunk does not change the result.  tokens: int64 (N,).  start: the token before the first.
     """
     training, total, state = model.training, 0.0, None
     model.eval()
@@ -168,15 +97,15 @@ def evaluate(model, tokens, start, chunk=256):
 
 
 def perplexity(nats):
-    """exp(nats), infinite where a float ends."""
+    """exp(nats), or inf where that is too large for a float."""
     return math.exp(nats) if nats < 700 else math.inf
 
 
-# --- Training ----------------------------------------------------------------------------
+# --- Schedule and precision --------------------------------------------------------------
 
 
 def schedule(progress):
-    """The learning rate's share of its peak: a short rise, then a cosine down to zero. progress: 0 to 1."""
+    """The learning rate as a fraction of its peak: a short rise, then a cosine down to zero.  progress: 0 to 1."""
     return min(1.0, progress / 0.03 + 0.02) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
@@ -192,10 +121,10 @@ def low_precision(name, device):
 
 
 def keep_freed_memory():
-    """Have memory that one training step frees serve the next one, where the C library is glibc.
+    """Let the C library keep the memory that one training step frees for the next step, if it is glibc.
 
-    By default blocks of some megabytes go back to the system, and fetching them again,
-    page by page, took up to a quarter of a step.
+    By default it returns blocks of some megabytes to the system, and getting them back page by
+    page took a fifth of the time of a step of `cell`.
     """
     M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h; sizes in bytes
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
@@ -204,26 +133,419 @@ def keep_freed_memory():
         libc.mallopt(M_MMAP_THRESHOLD, 2**25)
 
 
-class Status:
-    """What training says: one live line on a terminal, a plain line now and then elsewhere."""
+# --- Training ----------------------------------------------------------------------------
+
+
+class Loss(nn.Module):
+    """A model's `loss` as a `forward`, the call that DistributedDataParallel needs, and with the state detached."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input, target, state):
+        """input, target int64 (T, B), state or None -> mean of -log P(target) in nats, state."""
+        loss, state = self.model.loss(input, target, state)
+        return loss, tuple(part.detach() for part in state)  # the gradient ends at the edge of the window
+
+
+class Trainer:
+    """A training run: its next step, its loop, its validations and its files.
+
+    model: a LanguageModel on its device.  corpus: a Corpus.  args: the flags.  status: a Status.
+    processes: the Processes that train it.  name: of the run, for its files.
+    """
+
+    def __init__(self, model, corpus, args, status, processes, name=""):
+        self.model, self.corpus, self.args, self.status = model, corpus, args, status
+        self.processes, self.name, self.out = processes, name, pathlib.Path(args.out)
+        self.device = next(model.parameters()).device
+        self.bfloat16, self.note = low_precision(args.dtype, self.device)
+        sides = (streams(side, args.batch_size) for side in pairs(corpus.train, corpus.vocabulary.start))
+        self.sides = [processes.columns(side).to(self.device) for side in sides]  # input, target (N / B, B / processes)
+        self.epoch_steps = math.ceil(len(self.sides[0]) / args.bptt)
+        self.valid = corpus.valid.to(self.device)
+        self.loss = processes.parallel(Loss(model))
+        self.optimizer = torch.optim.AdamW(model.parameters(), args.lr, fused=self.device.type != "mps")
+        self.step, self.state, self.rows, self.best_loss, self.best_weights = 0, None, [], math.inf, None
+        self.begun = self.saved = time.monotonic()
+        self.signalled = self.interrupted = False  # here, and in any process
+        self.start_interval()
+
+    def start_interval(self):
+        """Reset what is reported at each validation.
+
+        Tensors kept from each step would lie between large freed ones and memory would grow, so losses are summed.
+        """
+        self.loss_sum, self.recent_loss = torch.zeros(2, device=self.device)  # the latter a mean of about 50 steps
+        self.step_count, self.token_count, self.step_seconds = 0, 0, 0.0
+
+    def window(self, position):
+        """Window number `position` of an epoch -> input, target, int64 (T, B / processes)."""
+        start = position * self.args.bptt
+        return [side[start : start + self.args.bptt].long() for side in self.sides]
+
+    def training_step(self, progress):
+        """One window forward and backward and one step of the optimizer, at a progress from 0 to 1."""
+        begun, position = time.monotonic(), self.step % self.epoch_steps
+        input, target = self.window(position)  # (T, B)
+        self.model.grow(progress)
+        for group in self.optimizer.param_groups:  # torch's schedulers count steps, but progress may count time
+            group["lr"] = self.args.lr * schedule(progress)
+        self.optimizer.zero_grad()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+            loss, self.state = self.loss(input, target, self.state if position else None)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.args.clip)
+        self.optimizer.step()
+        self.step += 1
+        self.step_count += 1
+        self.loss_sum += loss.detach()
+        self.recent_loss.lerp_(loss.detach(), 1 / min(self.step_count, 50))
+        self.token_count += target.numel() * self.processes.count
+        self.step_seconds += time.monotonic() - begun
+
+    def progress(self):
+        """How much of the training is done, from 0 to 1: of --minutes if they are given, else of --epochs."""
+        if self.args.minutes:
+            return min(1.0, (time.monotonic() - self.begun) / (60 * self.args.minutes))
+        return min(1.0, self.step / (self.args.epochs * self.epoch_steps))
+
+    def agree(self):
+        """Progress and whether to save, which the first process decides; sets `interrupted` if a signal reached any."""
+        progress, save = self.processes.from_first(self.progress(), time.monotonic() - self.saved > SAVE_EVERY)
+        (signals,) = self.processes.mean(self.signalled)
+        self.interrupted = signals > 0
+        return progress, save
+
+    def train(self):
+        """Train until the epochs, the minutes or the target are reached, or until Ctrl-C or SIGTERM.
+
+        Raises DivergenceError when the loss or a weight is inf or nan.
+        """
+
+        def on_signal(*_):
+            self.signalled = True
+            if self.processes.count == 1:  # torchrun passes on each signal, so that it arrives twice
+                set_handlers(before)  # a second one ends the program at once
+
+        before = set_handlers({number: on_signal for number in (signal.SIGINT, signal.SIGTERM)})
+        every = self.args.valid_every or self.epoch_steps
+        target = self.args.target_ppl or 0
+        self.model.train()
+        try:
+            progress, _ = self.agree()
+            while (self.step == 0 or progress < 1) and not self.interrupted and perplexity(self.best_loss) > target:
+                self.training_step(progress)
+                progress, save = self.agree()
+                if self.step % every == 0:
+                    self.validate()
+                if save or self.step % every == 0:
+                    self.save()
+                elif self.status.is_due():
+                    self.show(progress)
+            if self.step_count and not self.interrupted:
+                self.validate()
+            self.save()
+        finally:
+            set_handlers(before)
+        if self.interrupted:
+            self.status.line("stopping: saved; now the test of the best model (Ctrl-C again ends at once)")
+
+    def require_finite(self, *values):
+        """Raise DivergenceError if any of these tensors or numbers is inf or nan."""
+        if not all(torch.as_tensor(value).isfinite().all() for value in values):
+            best = f"; {self.out / 'checkpoint.pt'} holds the best model before that" if self.rows else ""
+            raise DivergenceError(f"the loss became inf or nan by step {self.step}: try a lower --lr or --clip{best}")
+
+    def show(self, progress):
+        """Report how training goes."""
+        loss = self.recent_loss.item()
+        self.require_finite(loss)
+        left = (time.monotonic() - self.begun) * (1 - progress) / max(progress, 1e-9)
+        self.status.update(
+            f"epoch {self.step / self.epoch_steps:5.2f}  step {self.step:>5}  loss {loss:.3f}  "
+            f"ppl {perplexity(loss):7.2f}  {self.token_count / self.step_seconds:>6,.0f} tokens/s  {clock(left)} left"
+        )
+
+    def validate(self):
+        """Evaluate on the validation split, add a row to the log, and keep the weights if they are the best so far.
+
+        Raises DivergenceError when a loss is inf or nan.
+        """
+        (train_loss,) = self.processes.mean(self.loss_sum.item() / max(1, self.step_count))
+        first = self.processes.rank == 0
+        valid_loss = evaluate(self.model, self.valid, self.corpus.vocabulary.start) if first else 0.0
+        (valid_loss,) = self.processes.from_first(valid_loss)
+        self.require_finite(train_loss, valid_loss)
+        epoch, seconds = self.step / self.epoch_steps, time.monotonic() - self.begun
+        speed, ppl = self.token_count / max(1e-9, self.step_seconds), perplexity(valid_loss)
+        losses = [f"{train_loss:.4f}", f"{valid_loss:.4f}", f"{ppl:.2f}"]
+        self.rows.append([str(self.step), f"{epoch:.2f}", f"{seconds:.1f}", f"{speed:.0f}", *losses])
+        self.status.line(
+            f"epoch {epoch:5.2f}  step {self.step:>5}  ppl train {perplexity(train_loss):7.2f} valid {ppl:7.2f}"
+            f"  {speed:>6,.0f} tokens/s  {clock(seconds)}"
+        )
+        if valid_loss < self.best_loss:
+            self.best_loss, self.best_weights = valid_loss, copy.deepcopy(self.model.state_dict())
+        self.start_interval()
+
+    # --- Files ---
+
+    def best(self):
+        """The checkpoint of the best model so far, or of the present one before the first validation."""
+        settings = {name: value for name, value in vars(self.args).items() if name not in NOT_SETTINGS}
+        vocabulary = self.corpus.vocabulary
+        return {
+            "run": self.name,
+            "settings": settings,
+            "vocabulary": {"index2word": vocabulary.index2word, "tokeniser": vocabulary.tokeniser},
+            "weights": self.best_weights or self.model.state_dict(),
+            "results": {"valid_ppl": perplexity(self.best_loss)} if self.best_weights else {},
+        }
+
+    def save(self):
+        """Write checkpoint.pt and log.csv if there was a validation, and resume.pt last.
+
+        resume.pt alone decides where a resumed run stands. So a run that was killed between two of these files is
+        resumed from before them, comes to the same point and writes the same again.
+        Raises DivergenceError, and writes nothing, when the loss or a weight is inf or nan.
+        """
+        self.require_finite(self.loss_sum, *self.model.parameters())
+        self.saved = time.monotonic()
+        loss_sum, recent_loss = self.processes.mean(self.loss_sum.item(), self.recent_loss.item())
+        state = self.state and tuple(torch.cat(self.processes.gather(part), dim=1) for part in self.state)
+        rng = {self.device.type: self.processes.gather(rng_of(self.device).get_rng_state())}
+        if self.processes.rank:
+            return
+        training = {
+            "weights": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict()["state"],
+            "state": state,
+            "rng": rng,
+            "seconds": self.saved - self.begun,
+            "loss_sum": loss_sum,
+            "recent_loss": recent_loss,
+            **{name: getattr(self, name) for name in PLAIN},
+        }
+        best = self.best()
+        if self.best_weights and self.step_count == 0:  # just after a validation
+            save_checkpoint(self.out / "checkpoint.pt", best)
+        if self.rows:
+            log = "".join(",".join(row) + "\n" for row in [COLUMNS, *self.rows])
+            write_atomically(self.out / "log.csv", lambda file: file.write(log.encode()))
+        save_checkpoint(self.out / "resume.pt", {**best, "training": training})
+
+    def resume(self, saved):
+        """Go on from what `save` wrote to resume.pt.  Raises InputError if it fits neither the model nor the corpus."""
+        training, rank = saved["training"], self.processes.rank
+        self.model.load_state_dict(training["weights"])
+        settings = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": training["optimizer"], "param_groups": settings})
+        for name in PLAIN:
+            setattr(self, name, training[name])
+        self.loss_sum.fill_(training["loss_sum"])
+        self.recent_loss.fill_(training["recent_loss"])
+        self.best_weights = saved["weights"] if self.rows else None
+        self.begun = time.monotonic() - training["seconds"]
+        state, rngs = training["state"], training["rng"].get(self.device.type, [])
+        self.state = state and tuple(self.processes.columns(part).to(self.device) for part in state)
+        try:
+            with torch.no_grad():
+                self.model.loss(*self.window(0), self.state)  # an error here tells that the state does not fit
+            if len(rngs) == self.processes.count:
+                rng_of(self.device).set_rng_state(rngs[rank])
+            else:  # another device or another number of processes needs other random numbers
+                torch.manual_seed(self.args.seed + self.step + rank)
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise InputError(f"{self.out / 'resume.pt'} does not fit its own settings: {reason}") from None
+
+
+def set_handlers(handlers):
+    """Set what signals do, {signal number: handler}, and return what they did before.
+
+    Outside the main thread, where signals do not arrive, nothing can be set.
+    """
+    try:
+        return {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    except (ValueError, TypeError):
+        return {}
+
+
+def rng_of(device):
+    """The module with get_rng_state and set_rng_state for a torch.device."""
+    return torch if device.type == "cpu" else torch.get_device_module(device)
+
+
+# --- More than one process ---------------------------------------------------------------
+
+
+class Processes:
+    """The N processes that torchrun started, or the only one without it.
+
+    Each trains on B / N of the B streams and DistributedDataParallel averages their gradients, so that together they
+    take the step that one process would take. Only the first, rank 0, reads, writes, evaluates and prints.
+    """
 
     def __init__(self):
-        self.live, self.last, self.width = sys.stdout.isatty(), time.monotonic(), 0
+        self.rank, self.count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if error is None and dist.is_initialized():
+            dist.destroy_process_group()
+        if self.rank and isinstance(error, InputError):
+            raise SystemExit(2)  # the first process shows the message
+
+    def share(self, *values):
+        """The first process's values, in all of them; the others wait for it here."""
+        if self.count == 1:
+            return values
+        dist.init_process_group()
+        size = torch.tensor(len(data := bytearray(pickle.dumps(values))))
+        dist.broadcast(size, src=0)
+        data = data if self.rank == 0 else bytearray(size)  # torch's own broadcast of objects needs NumPy
+        dist.broadcast(torch.frombuffer(data, dtype=torch.uint8), src=0)
+        return pickle.loads(data)
+
+    def parallel(self, loss):
+        """A module whose backward averages the gradients over the processes; not every window reaches all weights."""
+        return loss if self.count == 1 else nn.parallel.DistributedDataParallel(loss, find_unused_parameters=True)
+
+    def columns(self, batch):
+        """This process's streams (T, B / N, ...) of all streams (T, B, ...)."""
+        return batch.chunk(self.count, dim=1)[self.rank].contiguous()
+
+    def mean(self, *numbers):
+        """The means of numbers over the processes."""
+        if self.count == 1:
+            return numbers
+        sums = torch.tensor([float(number) for number in numbers], dtype=torch.float64)
+        dist.all_reduce(sums)
+        return (sums / self.count).tolist()
+
+    def from_first(self, *numbers):
+        """The first process's numbers, in all of them."""
+        return self.mean(*(number * self.count if self.rank == 0 else 0 for number in numbers))
+
+    def gather(self, tensor):
+        """A list of each process's tensor, in main memory."""
+        parts = [tensor.cpu().contiguous() for _ in range(self.count)]
+        if self.count > 1:
+            dist.all_gather(parts, parts[self.rank].clone())
+        return parts
+
+
+# --- The output folder -------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def locked(out):
+    """A context in which no other run can write to the folder --out, which is made if it is missing.
+
+    The lock is on the folder itself and ends with the process, however that ends. Windows has no such lock.
+    Raises InputError if the folder cannot be written or another run has it.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=out).close()
+            if fcntl:
+                folder = os.open(out, os.O_RDONLY)
+                stack.callback(os.close, folder)
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"another run is writing to {out}: wait for it, or give another --out") from None
+        except OSError as error:
+            raise InputError(f"output folder {out} cannot be written: {error.strerror}") from None
+        yield
+
+
+def set_earlier_run_aside(out, status):
+    """Move the files of an earlier run to previous-1, previous-2, ... in the same folder.
+
+    resume.pt goes first: if this is interrupted, nothing that is left can be resumed.
+    Raises InputError if they cannot be moved.
+    """
+    files = [out / name for name in ("resume.pt", "checkpoint.pt", "log.csv") if (out / name).exists()]
+    if files:
+        previous = next(path for n in itertools.count(1) if not (path := out / f"previous-{n}").exists())
+        try:
+            previous.mkdir()
+            for file in files:
+                file.rename(previous / file.name)
+        except OSError as error:
+            raise InputError(f"the earlier run in {out} cannot be moved to {previous}: {error.strerror}") from None
+        status.line(f"the files of an earlier run are now in {previous}")
+
+
+def read_resume(out, argv):
+    """What --resume goes on from -> (the flags: the run's own, then those in argv; what resume.pt holds).
+
+    Raises InputError if the folder holds no run, or another one's checkpoint, or the flags ask for another model or
+    corpus.
+    """
+    path = out / "resume.pt"
+    if not path.exists():
+        raise InputError(f"nothing to resume in {out}: it has no resume.pt")
+    saved = read_checkpoint(path)
+    settings = saved["settings"]
+    if "training" not in saved or settings.keys() != vars(parse_arguments([])).keys() - set(NOT_SETTINGS):
+        raise InputError(f"{path} is not a resume.pt that this version of train.py wrote")
+    if (out / "checkpoint.pt").exists() and read_checkpoint(out / "checkpoint.pt").get("run") != saved.get("run"):
+        raise InputError(f"checkpoint.pt and resume.pt in {out} are of different runs: move one of them away")
+    args = parse_arguments([*as_flags(settings), *argv])
+    for name in FIXED:
+        if settings[name] != getattr(args, name):
+            flag, advice = f"--{name.replace('_', '-')}", "leave the flag out, or train anew without --resume"
+            raise InputError(f"{out} was trained with {flag} {settings[name]}, not {getattr(args, name)}: {advice}")
+    return args, saved
+
+
+def as_flags(settings):
+    """A dict of settings -> the words of a command line that gives them, so that one parser checks both."""
+    flags = {f"--{name.replace('_', '-')}": value for name, value in settings.items() if value is not None}
+    words = []
+    for flag, value in flags.items():
+        if type(value) is bool:
+            words.append(flag if value else f"--no-{flag[2:]}")
+        else:
+            words += [flag, *map(str, value)] if type(value) is list else [f"{flag}={value}"]
+    return words
+
+
+# --- What is shown -----------------------------------------------------------------------
+
+
+class Status:
+    """What training prints: on a terminal a line that is updated, elsewhere a line now and then, nothing if quiet."""
+
+    def __init__(self, quiet=False):
+        self.quiet, self.live = quiet, bool(sys.stdout) and sys.stdout.isatty()
+        self.last, self.width = time.monotonic(), 0
 
     def is_due(self):
-        """Whether it is time to tell again: some times a second, or every half minute in a file."""
-        return time.monotonic() - self.last > (0.2 if self.live else 30)
+        """Whether it is time for an update: five times a second on a terminal, twice a minute elsewhere."""
+        return not self.quiet and time.monotonic() - self.last > (0.2 if self.live else 30)
 
     def update(self, text):
-        """Show where training stands."""
+        """Print where training stands; on a terminal the next text takes its place."""
         self.last = time.monotonic()
         text = text[: shutil.get_terminal_size().columns - 1] if self.live else text
-        print("\r" + text.ljust(self.width) if self.live else text, end="" if self.live else "\n", flush=True)
+        self.line(text, end="" if self.live else "\n")
         self.width = len(text) if self.live else 0
 
-    def line(self, text):
-        """Show a line that stays."""
-        print(("\r" if self.width else "") + text.ljust(self.width), flush=True)
+    def line(self, text, end="\n"):
+        """Print a line that stays. If standard output is full or closed the run goes on, without a word."""
+        try:
+            if not self.quiet:
+                print(("\r" if self.width else "") + text.ljust(self.width), end=end, flush=True)
+        except OSError:
+            self.quiet = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still in the buffer
         self.width = 0
 
 
@@ -234,238 +556,29 @@ def clock(seconds):
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-def prepare_output(args):
-    """Make --out and find out now, not after training, that files can be written there.
-
-    Raises InputError if they cannot.
-    """
-    out = pathlib.Path(args.out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=out).close()
-    except OSError as error:
-        raise InputError(f"output folder {out} cannot be written: {error.strerror}") from None
-    return out
-
-
-def read_resume(directory, argv):
-    """What --resume DIR goes on from -> (namespace with the run's own settings as defaults, its dict).
-
-    Raises InputError if DIR holds no such run, or flags ask for another model or corpus.
-    """
-    path = pathlib.Path(directory) / "resume.pt"
-    if not path.exists():
-        raise InputError(f"nothing to resume in {directory}: it has no resume.pt")
-    saved = read_checkpoint(path)
-    if "optimizer" not in saved:
-        raise InputError(f"{path} is not a resume.pt that train.py wrote")
-    args = parse_arguments(argv, defaults=saved["settings"])
-    for name in FIXED:
-        kept, asked = saved["settings"][name], getattr(args, name)
-        if kept != asked:
-            flag = "--" + name.replace("_", "-")
-            advice = "leave the flag out, or train anew without --resume"
-            raise InputError(f"{directory} was trained with {flag} {kept}, not {asked}: {advice}")
-    return args, saved
-
-
-class Trainer:
-    """A training run: where it stands, its next step, and what it leaves on disk.
-
-    model: a LanguageModel on its device.  corpus: a Corpus.  args: the flags.
-    out: the folder for checkpoint.pt, resume.pt and log.csv.  status: a Status.
-    """
-
-    def __init__(self, model, corpus, args, out, status):
-        self.model, self.vocabulary, self.args, self.out, self.status = model, corpus.vocabulary, args, out, status
-        self.device = next(model.parameters()).device
-        sides = (streams(side, args.batch_size).to(self.device) for side in pairs(corpus.train, self.vocabulary.start))
-        self.batches = list(windows(*sides, args.bptt))  # (input, target), (T, B) each
-        self.valid = corpus.valid.to(self.device)
-        self.optimizer = torch.optim.AdamW(model.parameters(), args.lr, fused=self.device.type != "mps")
-        self.step, self.state, self.best, self.interrupted = 0, None, math.inf, False
-        self.begun, self.resumed = time.monotonic(), False
-        self.start_interval()
-
-    def start_interval(self):
-        """Begin to count anew what is reported at each validation.
-
-        The losses are summed, not kept: a small tensor from each step, in the midst of freed large ones, would keep
-        the next large ones from fitting there, and memory would grow.
-        """
-        self.total, self.recent = torch.zeros(2, device=self.device)  # sum of the losses, mean of about the last 50
-        self.count, self.tokens, self.seconds = 0, 0, 1e-9
-
-    def progress(self):
-        """How much of the training is done, 0 to 1: of the minutes, if they are given, else of the epochs."""
-        if self.args.minutes:
-            return min(1.0, (time.monotonic() - self.begun) / (60 * self.args.minutes))
-        return min(1.0, self.step / (self.args.epochs * len(self.batches)))
-
-    def train(self):
-        """Train until the epochs, the minutes or the target are reached, or Ctrl-C; validate and save on the way.
-
-        Raises InputError when the loss is no number any more.
-        """
-
-        def interrupt(*_):
-            self.interrupted = True
-            handle_interrupt(before)  # a second Ctrl-C ends it at once
-
-        before = handle_interrupt(interrupt)
-        every = self.args.valid_every or len(self.batches)
-        self.model.train()
-        try:
-            while (
-                (self.step == 0 or self.progress() < 1)
-                and not self.interrupted
-                and perplexity(self.best) > (self.args.target_ppl or 0)
-            ):
-                self.training_step()
-                if self.step % every == 0:
-                    self.validate()
-                    self.save_resume()
-                elif self.status.is_due():
-                    self.show()
-            if self.interrupted:
-                self.save_resume()  # before a validation, so that a resumed run is none the wiser
-                self.status.line("stopping: saved; now the test of the best model (Ctrl-C again ends at once)")
-                if self.best == math.inf:
-                    self.validate()
-            elif self.count:
-                self.validate()
-                self.save_resume()
-        finally:
-            handle_interrupt(before)
-
-    def training_step(self):
-        """One window forward and backward, one step of the optimizer; the state goes on to the next window."""
-        begun, position = time.monotonic(), self.step % len(self.batches)
-        input, target = self.batches[position]
-        for group in self.optimizer.param_groups:  # torch's schedulers count steps; progress may count time
-            group["lr"] = self.args.lr * schedule(self.progress())
-        self.optimizer.zero_grad(set_to_none=True)
-        self.model.grow(self.progress())
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.args.bfloat16):
-            loss, state = self.model.loss(input, target, self.state if position else None)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.args.clip)
-        self.optimizer.step()
-        self.state = tuple(part.detach() for part in state)  # the gradient ends at the window's edge
-        self.step += 1
-        self.count += 1
-        self.total += loss.detach()
-        self.recent.lerp_(loss.detach(), 1 / min(self.count, 50))
-        self.tokens += target.numel()
-        self.seconds += time.monotonic() - begun
-
-    def mean_loss(self):
-        """Mean of the losses since the last validation; InputError if it is no number."""
-        return self.checked(self.total.item() / self.count)
-
-    def checked(self, loss):
-        """The loss, if it is a number.  Raises InputError, before anything is saved, if it is not."""
-        if not math.isfinite(loss):
-            best = self.out / "checkpoint.pt"
-            kept = f"; {best} holds the best model before that" if self.best < math.inf else ""
-            raise InputError(f"the loss became {loss} by step {self.step}: try a lower --lr or --clip{kept}")
-        return loss
-
-    def show(self):
-        """Tell how it goes."""
-        recent, done = self.checked(self.recent.item()), self.progress()
-        left = (time.monotonic() - self.begun) * (1 - done) / max(done, 1e-9)
-        self.status.update(
-            f"epoch {self.step / len(self.batches):5.2f}  step {self.step:>5}  loss {recent:.3f}  "
-            f"ppl {perplexity(recent):7.2f}  {self.tokens / self.seconds:>6,.0f} tokens/s  {clock(left)} left"
-        )
-
-    def validate(self):
-        """Evaluate on the validation split; log it and keep the model if it is the best.
-
-        Raises InputError, before anything is saved, when a loss is no number any more.
-        """
-        train_loss = self.mean_loss()
-        valid_loss = self.checked(evaluate(self.model, self.valid, self.vocabulary.start))
-        epoch, spent, speed = self.step / len(self.batches), time.monotonic() - self.begun, self.tokens / self.seconds
-        ppl = perplexity(valid_loss)
-        row = (
-            self.step,
-            f"{epoch:.2f}",
-            f"{spent:.1f}",
-            f"{speed:.0f}",
-            f"{train_loss:.4f}",
-            f"{valid_loss:.4f}",
-            f"{ppl:.2f}",
-        )
-        log = self.out / "log.csv"
-        append = (self.resumed or self.best < math.inf) and log.exists()
-        with open(log, "a" if append else "w", newline="") as file:
-            csv.writer(file).writerows([row] if append else [COLUMNS, row])
-        self.status.line(
-            f"epoch {epoch:5.2f}  step {self.step:>5}  ppl train {perplexity(train_loss):7.2f} valid {ppl:7.2f}"
-            f"  {speed:>6,.0f} tokens/s  {clock(spent)}"
-        )
-        if valid_loss < self.best:
-            checkpoint = self.out / "checkpoint.pt"
-            if self.best == math.inf and not self.resumed and checkpoint.exists():  # an earlier run's
-                checkpoint.replace(self.out / "checkpoint.previous.pt")
-                self.status.line("the checkpoint of an earlier run is now checkpoint.previous.pt")
-            self.best = valid_loss
-            save(checkpoint, checkpoint_dict(self.model, self.vocabulary, self.args, {"valid_ppl": ppl}))
-        self.start_interval()
-
-    def save_resume(self):
-        """Save all that `resume` needs to go on as if nothing had happened; InputError for a loss that is no number."""
-        if self.count:
-            self.mean_loss()
-        contents = {
-            **checkpoint_dict(self.model, self.vocabulary, self.args, {}),
-            "optimizer": self.optimizer.state_dict(),
-            "step": self.step,
-            "state": self.state,
-            "best": self.best,
-            "seconds": time.monotonic() - self.begun,
-            "interval": (self.total, self.recent, self.count, self.tokens, self.seconds),
-            "random": torch.get_rng_state(),
-        }
-        save(self.out / "resume.pt", contents)
-
-    def resume(self, saved):
-        """Take up what `save_resume` saved."""
-        self.model.load_state_dict(saved["weights"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.step, self.best, self.resumed = saved["step"], saved["best"], True
-        self.state = tuple(part.to(self.device) for part in saved["state"])
-        self.begun = time.monotonic() - saved["seconds"]
-        total, recent, self.count, self.tokens, self.seconds = saved["interval"]
-        self.total, self.recent = total.to(self.device), recent.to(self.device)
-        torch.set_rng_state(saved["random"])
-
-
-def benchmark(args, corpus, device, out, status, rounds=12, steps=5):
+def benchmark(argv, corpus, device, status, rounds=12, steps=5):
     """Time the three models' training steps, and forward and backward of the two LSTMs alone.
 
-    They take turns, so that a change in the machine's pace meets all alike. Prints for each the median over `rounds`
-    turns of `steps` steps, in tokens/s, after its ratio to the one on `torch.nn.LSTM`.
+    They take turns, so that changes in the machine's speed affect them equally. Prints for each the median over
+    `rounds` turns of `steps` steps, in tokens/s, after its ratio to the one on `torch.nn.LSTM`.
     """
     trainers = {}
     for name in MODELS:
+        args = parse_arguments([*argv, "--model", name])
         torch.manual_seed(args.seed)
-        settings = {**vars(args), "model": name}
-        model = build_model(settings, len(corpus.vocabulary)).to(device).train()
-        trainers[name] = Trainer(model, corpus, args, out, status)
+        model = build_model(vars(args), len(corpus.vocabulary)).to(device).train()
+        trainers[name] = Trainer(model, corpus, args, status, Processes())
     cores = {f"{name} alone": trainers[name].model.core for name in ("lstm", "cell")}
     T, B, E = args.bptt, args.batch_size, cores["lstm alone"].input_size
     x = torch.randn(T, B, E, device=device, requires_grad=True)
 
     def core_step(core):
         core.zero_grad()
-        with torch.autocast(device.type, torch.bfloat16, enabled=args.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=trainers["lstm"].bfloat16):
             output, _ = core(x)
         output.sum().backward()
 
-    jobs = {name: trainer.training_step for name, trainer in trainers.items()}
+    jobs = {name: functools.partial(trainer.training_step, 0.5) for name, trainer in trainers.items()}
     jobs.update((name, functools.partial(core_step, core)) for name, core in cores.items())
     speeds = {name: [] for name in jobs}
     for turn in range(rounds + 1):
@@ -473,94 +586,169 @@ def benchmark(args, corpus, device, out, status, rounds=12, steps=5):
             begun = time.monotonic()
             for _ in range(steps):
                 job()
-            torch.ones(1, device=device).item()  # a GPU is waited for
-            if turn:  # the first is to warm up
+            torch.ones(1, device=device).item()  # this waits until a GPU has finished
+            if turn:  # the first turn warms up
                 speeds[name].append(steps * T * B / (time.monotonic() - begun))
-    for name in jobs:
-        against = "lstm alone" if name in cores else "lstm"
-        median = statistics.median(speeds[name])
-        status.line(
-            f"{name:>10}  {median / statistics.median(speeds[against]):.2f} of {against}  {median:>9,.0f} tokens/s"
-        )
-
-
-def handle_interrupt(handler):
-    """Set what Ctrl-C does and return what it did; outside the main thread it can't be set, nor arrives."""
-    try:
-        return signal.signal(signal.SIGINT, handler)
-    except (ValueError, TypeError):
-        return None
-
-
-def checkpoint_dict(model, vocabulary, args, results):
-    """All that sampling needs, in plain types that `torch.load(weights_only=True)` reads."""
-    return {
-        "settings": {name: value for name, value in vars(args).items() if name not in ("resume", "out", "benchmark")},
-        "vocabulary": {"index2word": vocabulary.index2word, "tokeniser": vocabulary.tokeniser},
-        "weights": model.state_dict(),
-        "results": results,
-    }
-
-
-def save(path, contents):
-    """Write a dict with torch.save, whole or not at all."""
-    write_atomically(path, lambda file: torch.save(contents, file))
+    medians = {name: statistics.median(values) for name, values in speeds.items()}
+    for name, median in medians.items():
+        base = "lstm alone" if name in cores else "lstm"
+        status.line(f"{name:>10}  {median / medians[base]:.2f} of {base}  {median:>9,.0f} tokens/s")
 
 
 # --- The command -------------------------------------------------------------------------
 
 
-def main(argv=None):
-    """Train, test and write a sample; argv is a list of words as in a shell, sys.argv if None.
+def default_hidden_size(args):
+    """The --hidden-size with which the three models have equally many parameters, within 2%."""
+    if args.model != "attention":
+        return 256
+    return {"encoder": 192, "decoder": 240}[args.memory_from]
 
-    Returns a dict with valid_ppl, test_ppl and checkpoint, the path; None after --benchmark.
-    Raises InputError for whatever the user can mend.
+
+def parse_arguments(argv):
+    """The flags -> a namespace."""
+    parser = Parser(description=inspect.cleandoc(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter)
+    size, positive, above_0 = number(int, 1, LARGEST), number(int, 1, 10**9), number(float, 0, open_low=True)
+    yes_or_no = argparse.BooleanOptionalAction
+    flag = add_corpus_flags(parser).add_argument
+    flag("--data", default="python-docs", help="python-docs, ptb, shakespeare, a text file, or a folder (%(default)s)")
+    flag = parser.add_argument_group("model").add_argument
+    flag("--model", choices=MODELS, default="cell", help="(%(default)s)")
+    flag("--input", choices=["embedding", "one-hot"], default="embedding", help="(%(default)s)")
+    flag("--hidden-size", metavar="N", type=size, help="units in a layer (256; attention: 192, or 240 by the decoder)")
+    flag("--embedding-size", metavar="N", type=size, help="numbers for a token (the hidden size)")
+    flag("--layers", metavar="N", type=number(int, 1, MOST_LAYERS), default=1, help="stacked LSTMs (%(default)s)")
+    flag("--dropout", metavar="X", type=number(float, 0, 0.95), default=0.4, help="fraction set to 0 (%(default)s)")
+    flag("--tie-weights", action=yes_or_no, help="one matrix for embedding and output (yes, unless one-hot)")
+    flag = parser.add_argument_group("attention").add_argument
+    flag("--memory-from", choices=["encoder", "decoder"], default="encoder", help="whose states it sees (%(default)s)")
+    flag("--memory", metavar="N", type=size, default=400, help="how many steps back it sees (%(default)s)")
+    flag = parser.add_argument_group("training").add_argument
+    flag("--batch-size", metavar="N", type=size, default=20, help="parallel streams (%(default)s)")
+    flag("--bptt", metavar="N", type=size, default=35, help="steps in a window (%(default)s)")
+    flag("--lr", metavar="X", type=above_0, default=6e-3, help="AdamW's learning rate at its peak (%(default)s)")
+    flag("--clip", metavar="X", type=above_0, default=0.5, help="largest norm of the gradient (%(default)s)")
+    flag("--epochs", metavar="N", type=positive, default=6, help="passes over the corpus (%(default)s)")
+    flag("--minutes", metavar="X", type=above_0, help="train for this time instead; the test comes after it (none)")
+    flag("--target-ppl", metavar="X", type=number(float, 1), help="stop at this validation perplexity (none)")
+    flag("--valid-every", metavar="STEPS", type=positive, help="steps between validations (an epoch)")
+    flag("--seed", metavar="N", type=number(int, 0, 2**62), default=1, help="of weights and dropout (%(default)s)")
+    flag = parser.add_argument_group("machine and files").add_argument
+    flag("--device", default="auto", help="auto, cuda, mps or cpu (%(default)s)")
+    flag("--dtype", choices=["auto", "float32", "bfloat16"], default="auto", help="of products (bfloat16 where fast)")
+    flag("--out", metavar="DIR", help="the folder to write to (out/<model>)")
+    flag("--benchmark", action="store_true", help="time the three models with these flags and train none")
+    flag("--resume", metavar="DIR", help="go on with the run in DIR, with its settings")
+    args = parser.parse_args(argv)
+    args.hidden_size = args.hidden_size or default_hidden_size(args)
+    args.embedding_size = args.embedding_size or args.hidden_size
+    if args.tie_weights is None:
+        args.tie_weights = args.input == "embedding"
+    if args.resume and args.out and pathlib.Path(args.resume).resolve() != pathlib.Path(args.out).resolve():
+        parser.error(f"a resumed run stays in its folder: leave out --out {args.out}, or copy {args.resume} first")
+    args.out = args.resume or args.out or f"out/{args.model}"
+    return args
+
+
+def prepare(argv, processes, status, stack):
+    """Read and check all that training needs -> (the flags, a name for the run, what resume.pt holds or None, Corpus).
+
+    The output folder stays locked until `stack`, an ExitStack, is closed.
+    Raises InputError for what the user can correct.
     """
-    args, saved = parse_arguments(argv), None
+    args, saved, name = parse_arguments(argv), None, uuid.uuid4().hex
+    out, restarts = pathlib.Path(args.out), int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun is the parent, and the same one in all its restarts
+        name = f"torchrun-{os.environ['TORCHELASTIC_RUN_ID']}-{os.getppid()}"
+    if args.benchmark and processes.count > 1:
+        raise InputError("--benchmark times a single process: start it without torchrun")
     if args.resume:
-        args, saved = read_resume(args.resume, argv)
-    out = pathlib.Path(args.out) if args.benchmark else prepare_output(args)
-    device, status = device_of(args.device), Status()
-    args.bfloat16, note = low_precision(args.dtype, device)
-    keep_freed_memory()
-    torch.manual_seed(args.seed)
+        args, saved = read_resume(out, argv)
+    elif restarts and (out / "resume.pt").exists() and read_checkpoint(out / "resume.pt").get("run") == name:
+        args, saved = read_resume(out, [*argv, "--resume", str(out)])
+    if not args.benchmark:
+        stack.enter_context(locked(out))
+    device_of(args.device)
     status.line(f"reading {args.data}")
     corpus = load_corpus(args.data, args.level, args.min_count, args.vocab_size, args.split)
     if saved and saved["vocabulary"]["index2word"] != corpus.vocabulary.index2word:
-        raise InputError(f"{args.data} is not the text that {args.resume} was trained on: it gives another vocabulary")
+        raise InputError(f"{args.data} is not the text that {out} was trained on: its vocabulary is another one")
     sizes = ", ".join(f"{len(getattr(corpus, split)):,} {split}" for split in SPLITS)
     status.line(f"{sizes} tokens, {len(corpus.vocabulary):,} different, tokeniser {corpus.vocabulary.tokeniser}")
-    if args.benchmark:
-        return benchmark(args, corpus, device, out, status)
-    model = build_model(vars(args), len(corpus.vocabulary)).to(device)
-    trainer = Trainer(model, corpus, args, out, status)
-    if saved:
-        trainer.resume(saved)
-        if trainer.progress() == 1:
-            status.line("this run has ended: give more --epochs or --minutes to go on")
-    status.line(
-        f"{args.model}: {sum(p.numel() for p in model.parameters()):,} parameters on {device}, "
-        f"{'bfloat16' if args.bfloat16 else 'float32'} products{f' (note: {note})' if note else ''}, writing to {out}"
-    )
-    trainer.train()
-    if trainer.interrupted:
-        status.line(f"interrupted; go on with: python train.py --resume {out}")
-    model, vocabulary, checkpoint = load_checkpoint(out / "checkpoint.pt", device)
-    nats = evaluate(model, corpus.test.to(device), vocabulary.start)
-    results = {"valid_ppl": perplexity(trainer.best), "test_ppl": perplexity(nats)}
-    save(out / "checkpoint.pt", {**checkpoint, "results": results})
-    status.line(f"best valid perplexity {results['valid_ppl']:.2f}, kept in {out / 'checkpoint.pt'}")
-    per_token = f" ({nats:.4f} nats per character)" if args.level == "char" else ""
-    status.line(f"test perplexity {results['test_ppl']:.2f}{per_token}")
+    streams(corpus.train, args.batch_size)  # raises InputError if there are too many
+    if args.batch_size % processes.count:
+        raise InputError(f"--batch-size {args.batch_size} cannot be divided by {processes.count} processes")
+    if not saved and not args.benchmark:
+        set_earlier_run_aside(out, status)
+    return args, saved["run"] if saved else name, saved, corpus
+
+
+def test(trainer, device):
+    """Test the best model, add the result to its checkpoint, and print it with a sample of text -> results dict."""
+    args, corpus, status = trainer.args, trainer.corpus, trainer.status
+    path = trainer.out / "checkpoint.pt"
+    save_checkpoint(path, trainer.best())
+    model, vocabulary, checkpoint = load_checkpoint(path, device)
+    results = {"valid_ppl": perplexity(trainer.best_loss), "test_ppl": None}
+    status.line(f"best valid perplexity {results['valid_ppl']:.2f}, kept in {path}")
+    if len(corpus.test):
+        nats = evaluate(model, corpus.test.to(device), vocabulary.start)
+        results["test_ppl"] = perplexity(nats)
+        per_token = f" ({nats:.4f} nats per character)" if args.level == "char" else ""
+        status.line(f"test perplexity {results['test_ppl']:.2f}{per_token}")
+    else:
+        status.line("no test perplexity: this split of the corpus leaves no test text")
+    save_checkpoint(path, {**checkpoint, "results": results})
     word = args.level == "word"
     prompt = vocabulary.decode(corpus.valid[: 10 if word else 40])
     steps = continuations(model, vocabulary, prompt, 60 if word else 300, 1, args.seed, temperature=0.7)
     text = detokenise(itertools.chain(prompt, (token for (token,) in steps)), vocabulary.tokeniser)
-    print(
-        f"\nThe first {len(prompt)} tokens of the validation text, and how {args.model} goes on:\n\n"
-        + "".join(text).strip()
-    )
-    return {**results, "checkpoint": str(out / "checkpoint.pt")}
+    status.line(f"\nThe first {len(prompt)} tokens of the validation text, and how {args.model} goes on:\n")
+    status.line("".join(text).strip())
+    return {**results, "checkpoint": str(path)}
+
+
+def main(argv=None):
+    """Train, test and write a sample; argv is a list of words as in a shell, sys.argv if None.
+
+    Returns a dict with valid_ppl, test_ppl (None without a test text) and checkpoint, the path. After --benchmark, and
+    in all processes of torchrun but the first, it returns None.
+    Raises InputError for what the user can correct.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    with Processes() as processes, contextlib.ExitStack() as stack:
+        status, prepared = Status(quiet=processes.rank > 0), [None] * 4
+        if processes.rank == 0:
+            prepared = prepare(argv, processes, status, stack)
+        args, name, saved, corpus = processes.share(*prepared)
+        device = device_of(args.device)
+        if processes.count > 1 and device.type == "cuda":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        keep_freed_memory()
+        if args.benchmark:
+            return benchmark(argv, corpus, device, status)
+        torch.manual_seed(args.seed)
+        model = build_model(vars(args), len(corpus.vocabulary)).to(device)
+        trainer = Trainer(model, corpus, args, status, processes, name)
+        if processes.rank:
+            torch.manual_seed(args.seed + processes.rank)  # other dropout in each process
+        if saved:
+            trainer.resume(saved)
+            if trainer.progress() == 1:
+                status.line("this run has ended: give more --epochs or --minutes to go on")
+        status.line(
+            f"{args.model}: {sum(p.numel() for p in model.parameters()):,} parameters on {device}, "
+            f"{'bfloat16' if trainer.bfloat16 else 'float32'} products"
+            f"{f' (note: {trainer.note})' if trainer.note else ''}, writing to {trainer.out}"
+        )
+        trainer.train()
+        if not trainer.rows:  # interrupted before the first validation
+            trainer.validate()
+        if processes.rank:
+            return None
+        if trainer.interrupted:
+            status.line(f"interrupted; go on with: python train.py --resume {trainer.out}")
+        return test(trainer, device)
 
 
 if __name__ == "__main__":
