@@ -105,7 +105,7 @@ class AttentionLM(LanguageModel):
         def zeros(*shape):
             return self.output.weight.new_zeros(*shape, B, self.hidden_size)
 
-        layers = [self.encoder.num_layers, 1] if self.memory_from == "encoder" else [self.decoder.num_layers]
+        layers = [1, self.encoder.num_layers] if self.memory_from == "encoder" else [self.decoder.num_layers]
         tokens = torch.zeros(0, B, dtype=torch.int64, device=self.output.weight.device)
         return tokens, zeros(0), zeros(1), *(zeros(L) for L in layers for _ in "hc")
 
