@@ -772,8 +772,6 @@ def test_byte_order_mark_and_line_ends_are_no_part_of_a_text(tmp_path):
 def plain_kneser_ney(train, context, word, vocabulary_size, highest=True):
     """P(word | context), from the definition and by counting the text anew each time."""
     n = len(context) + 1
-    if n == 0:
-        return 1 / vocabulary_size
     longer = {tuple(train[k : k + n + 1]) for k in range(len(train) - n)}
     grams = [tuple(train[k : k + n]) for k in range(len(train) - n + 1)] if highest else [gram[1:] for gram in longer]
     n1, n2 = (sum(grams.count(gram) == k for gram in set(grams)) for k in (1, 2))
