@@ -5,6 +5,7 @@
     echo "if the file" | python sample.py out/cell/checkpoint.pt --prompt - --temperature 0.7
     python sample.py out/*/checkpoint.pt --prompt "the function returns" --greedy --temperature 0.5 1.0
     python sample.py out/attention/checkpoint.pt --show-attention attention.svg
+    python sample.py out/*/checkpoint.pt --greedy --temperature 0.5 1.0 --tokens 2000 --measure
 
 A language model gives log P(next token | text so far). Decoding turns it into a text:
 
@@ -35,7 +36,7 @@ import warnings
 import zipfile
 
 from data import EOS, SPLITS, UNK, InputError, Parser, Vocabulary, detokenise, number, restore_numbers, run
-from data import tokenise, write_atomically
+from data import KneserNey, load_corpus, tokenise, write_atomically
 import torch
 
 from attention_lm import AttentionLM
@@ -145,8 +146,8 @@ def check_training(training, model, batch_size):
         expect(fits(training.get(name), form), f"its entry training/{name} is damaged")
     # The model's state is a tuple of tensors with the B streams in dimension 1, or None before the first step.
     plain = state is None or type(state) is tuple and fits(list(state), [torch.Tensor])
-    streams = {part.shape[1:2] for part in state or ()} if plain else None
-    expect(plain and streams <= {(batch_size,)}, "its entry training/state is damaged")
+    plain = plain and all(part.shape[1:2] == (batch_size,) for part in state or ())
+    expect(plain, "its entry training/state is damaged")
     # The random numbers' state is {device type: [a uint8 tensor from each process]}.
     plain = isinstance(rng, dict) and all(fits(parts, [torch.Tensor]) for parts in rng.values())
     expect(plain, "its entry training/rng is damaged")
@@ -313,6 +314,51 @@ def compare(columns, width):
     return "\n".join(" | ".join(f"{cell:{each}}" for cell in row).rstrip() for row in rows)
 
 
+# --- Decoding, compared by numbers ---------------------------------------------------------
+
+
+def four_grams(tokens):
+    """All runs of four tokens, in order."""
+    return list(zip(*(tokens[k:] for k in range(4))))
+
+
+def measure(tokens, known, ngram):
+    """Three numbers about a text, a list of at least 4 token numbers -> (repeated, copied, perplexity).
+
+    repeated: the share of its 4-grams that it has used before.  copied: the share of its 4-grams that stand in the
+    training text, given as the set `known`.  perplexity: of the text under `ngram`, a KneserNey of the training text.
+    """
+    grams = four_grams(tokens)
+    repeated = 1 - len(set(grams)) / len(grams)
+    copied = sum(gram in known for gram in grams) / len(grams)
+    return repeated, copied, ngram.perplexity(tokens)
+
+
+def measure_decoding(paths, loaded, temperatures, args):
+    """Print `measure` of validation text, and of a text from each checkpoint at each temperature (None is greedy).
+
+    Raises InputError if the checkpoints were not trained on the same corpus.
+    """
+    settings, vocabulary = loaded[0][2]["settings"], loaded[0][1]
+    corpus = load_corpus(*(settings[name] for name in ("data", "level", "min_count", "vocab_size", "split")))
+    if any(other.index2word != corpus.vocabulary.index2word for _, other, _ in loaded):
+        raise InputError("--measure needs checkpoints that were trained on one corpus, and this corpus unchanged")
+    train = corpus.train.tolist()
+    known, ngram = set(four_grams(train)), KneserNey(train, 5, len(vocabulary))
+    print(f"{'repeated':>52}  in training  5-gram ppl")
+
+    def show(name, how, tokens):
+        repeated, copied, perplexity = measure(tokens, known, ngram)
+        print(f"{name[-30:]:30} {how:11} {repeated:9.1%}  {copied:11.1%}  {perplexity:10.1f}", flush=True)
+
+    show("validation text", "", corpus.valid[: args.tokens].tolist())
+    for (path, (model, _, _)), temperature in itertools.product(zip(paths, loaded), temperatures):
+        how = dict(temperature=temperature, top_k=args.top_k, top_p=args.top_p)
+        steps = continuations(model, vocabulary, [], args.tokens, 1, args.seed, **how)
+        text = vocabulary.encode(token for (token,) in steps).tolist()
+        show(path, f"t = {temperature:g}" if temperature else "greedy", text)
+
+
 # --- Attention, for people to look at ----------------------------------------------------
 
 
@@ -437,7 +483,7 @@ def parse_arguments(argv):
     parser.add_argument("checkpoints", nargs="*", metavar="checkpoint.pt", help="several are shown side by side")
     flag = parser.add_argument_group("text").add_argument
     flag("--prompt", action="append", help="text to continue, - for standard input; may be repeated (none)")
-    flag("--tokens", type=size, default=100, metavar="N", help="tokens to add (%(default)s)")
+    flag("--tokens", type=number(int, 0, LARGEST), default=100, metavar="N", help="tokens to add (%(default)s)")
     flag("--num-samples", type=size, default=1, metavar="N", help="continuations of each prompt (%(default)s)")
     flag = parser.add_argument_group("decoding").add_argument
     flag("--greedy", action="store_true", help="take the most probable token (off)")
@@ -448,7 +494,10 @@ def parse_arguments(argv):
     flag = parser.add_argument_group("model").add_argument
     flag("--model", choices=["lstm", "cell"], help="open a checkpoint of one with the other (its own)")
     flag("--device", default="cpu", help="cpu, cuda, mps or auto (%(default)s)")
+    flag("--memory", type=size, metavar="N", help="how many steps back an attention model sees (as in training)")
+    flag = parser.add_argument_group("to look closer").add_argument
     flag("--show-attention", nargs="?", const="", metavar="FILE.svg", help="draw what each word looked at (off)")
+    flag("--measure", action="store_true", help="print numbers about the texts and not the texts (off)")
     args = parser.parse_args(argv)
     args.checkpoints += [value for value in args.temperature or [] if isinstance(value, str)]
     args.temperature = [value for value in args.temperature or [] if not isinstance(value, str)]
@@ -459,6 +508,8 @@ def parse_arguments(argv):
         parser.error(f"the picture {picture} must have a name that ends in .svg")
     if not args.checkpoints:
         parser.error("give a checkpoint, such as out/cell/checkpoint.pt")
+    if args.measure and args.tokens < 4:
+        parser.error("--measure needs --tokens of at least 4, and 2000 to tell much")
     return args
 
 
@@ -495,8 +546,13 @@ def main(argv=None):
     for path, (model, _, _) in zip(args.checkpoints, loaded):
         if args.show_attention is not None and not isinstance(model, AttentionLM):
             raise InputError(f"{path} has no attention to show: train one with --model attention")
+        if args.memory and not isinstance(model, AttentionLM):
+            raise InputError(f"{path} has no memory: leave --memory out")
+        model.memory = args.memory or getattr(model, "memory", None)
     prompts = [read_stdin() if text == "-" else text for text in args.prompt or []] or [None]
     decoders = [None] * args.greedy + (args.temperature or ([] if args.greedy else [0.8]))  # temperatures
+    if args.measure:
+        return measure_decoding(args.checkpoints, loaded, decoders, args)
     alone = len(loaded) == args.num_samples == 1
     if args.show_attention and len(prompts) * len(decoders) * len(loaded) > 1:
         raise InputError("a file takes one picture: give one checkpoint, prompt and temperature, or no file name")
@@ -514,7 +570,7 @@ def main(argv=None):
             if alone:
                 firsts.append(stream(given, steps, vocabulary.tokeniser))
             else:
-                samples = [[*given, *new] for new in zip(*steps)]
+                samples = [[*given, *new] for new in zip(*steps)] or [given] * args.num_samples
                 texts = ["".join(detokenise(sample, vocabulary.tokeniser)).strip() for sample in samples]
                 columns.append((title(path, checkpoint), "\n\n".join(texts)))
                 firsts.append(samples[0])

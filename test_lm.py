@@ -26,6 +26,7 @@ import subprocess
 import sys
 import threading
 import urllib.error
+import xml.etree.ElementTree
 
 import data  # before torch, see there
 import pytest
@@ -515,11 +516,12 @@ def test_gradcheck_of_whole_models(name, layers):
     for value in values:
         nn.init.normal_(value)  # gradients so large that an error would show
 
-    def loss(*parameters):
-        weights = dict(zip(names, parameters))
-        return torch.func.functional_call(model, weights, (input, target), tie_weights=True)
+    whole = train.Loss(model)
 
-    model.forward = lambda input, target: model.loss(input, target)[0]
+    def loss(*parameters):
+        weights = {f"model.{name}": value for name, value in zip(names, parameters)}
+        return torch.func.functional_call(whole, weights, (input, target, None), tie_weights=True)[0]
+
     assert torch.autograd.gradcheck(loss, values, fast_mode=True, atol=1e-7, rtol=1e-4)
 
 
@@ -1226,6 +1228,7 @@ def test_training_is_a_plain_loop(name, corpus_file, tmp_path):
     for step in range(steps):
         if start >= len(input):
             state, start = None, 0
+        model.grow(step / steps)
         loss, state = model.loss(input[start : start + 30], target[start : start + 30], state)
         state, start = tuple(part.detach() for part in state), start + 30
         optimizer.zero_grad()
@@ -1403,7 +1406,7 @@ def test_flags_may_come_before_the_checkpoint(trained, capsys):
     shown = sampled(capsys, path, "--temperature", 0.5, 1, other).out
     assert shown.count("===") == 4 and "attention0/checkpoint.pt" in shown and "cell0/checkpoint.pt" in shown
     before = path.read_bytes()
-    assert "the memory:" in sampled(capsys, "--tokens", 30, "--show-attention", path).out
+    assert "P(word)" in sampled(capsys, "--tokens", 30, "--show-attention", path).out
     assert path.read_bytes() == before
 
 
@@ -1423,21 +1426,45 @@ def test_the_comparison_shows_checkpoints_side_by_side(trained, capsys, monkeypa
     )
 
 
+def test_decoding_is_compared_by_numbers(trained, corpus_file, capsys):
+    ngram = data.KneserNey([0, 1, 2, 3] * 9, 2, 5)
+    repeated, copied, perplexity = sample.measure([0, 1, 2, 3, 0, 1, 2, 3, 4], {(0, 1, 2, 3), (1, 2, 3, 0)}, ngram)
+    assert (repeated, copied) == (pytest.approx(1 / 6), pytest.approx(3 / 6))
+    assert perplexity == ngram.perplexity([0, 1, 2, 3, 0, 1, 2, 3, 4])
+    paths = [trained[name][0] / "checkpoint.pt" for name in MODELS]
+    lines = sampled(capsys, *paths, "--greedy", "--temperature", 1, "--tokens", 300, "--measure").out.splitlines()
+    assert [line.split()[-1] for line in lines[:1]] == ["ppl"] and len(lines) == 2 + 2 * 3
+    valid = data.load_corpus(corpus_file)
+    numbers = sample.measure(valid.valid[:300].tolist(), set(sample.four_grams(valid.train.tolist())), ngram)
+    assert [f"{numbers[0]:.1%}", f"{numbers[1]:.1%}"] == lines[1].split()[2:4]
+
+
 def test_attention_can_be_looked_at(trained, capsys, tmp_path):
     path, picture = trained["attention"][0] / "checkpoint.pt", tmp_path / "a.svg"
-    shown = sampled(capsys, path, "--tokens", 30, "--greedy", "--show-attention", picture).out
-    assert shown.count("the memory:") == 3  # 30 words in windows of 8: the first has no memory
-    svg = picture.read_text()
-    import xml.etree.ElementTree
-
-    root = xml.etree.ElementTree.fromstring(svg)
-    assert len([element for element in root.iter() if element.tag.endswith("rect")]) == 1 + 8 * (30 - 8)
+    text = "the cat sees fish, 3 times. the old man likes the sea"
+    flags = ["--prompt", text, "--tokens", 0, "--show-attention", picture]
+    shown = sampled(capsys, path, *flags).out  # a text that is given, with nothing generated
     model, vocabulary, _ = sample.load_checkpoint(path)
-    words = vocabulary.decode(torch.randint(len(vocabulary), (30,)))
-    for memory, rows in sample.attention_windows(model, vocabulary, words):
-        assert len(memory) == 8 and all(abs(sum(weights) - 1) < 1e-5 for _, weights in rows)
-    with pytest.raises(InputError, match="memory is empty"):
-        sampled(capsys, path, "--tokens", 5, "--show-attention")
+    tokens, _ = sample.prompt_tokens(text, vocabulary)
+    N = len(tokens)
+    lines = shown[shown.index("P(word)") :].splitlines()[1 : 1 + N]
+    assert [line.split()[0] for line in lines] == tokens
+    root = xml.etree.ElementTree.fromstring(picture.read_text())
+    kinds = collections.Counter(element.get("class") for element in root.iter())
+    assert kinds["slot"] + kinds["hit"] == N * (N - 1) // 2 and kinds["bar"] == N  # slot j in view from word j + 1 on
+    assert kinds["hit"] == sum(tokens[j] == tokens[t] for t in range(N) for j in range(t))
+
+    rows = sample.look_back(model, vocabulary, tokens)
+    start = torch.cat((torch.tensor([vocabulary.start]), vocabulary.encode(tokens)))[:, None]
+    log_probs, _ = model(start[:-1])
+    for t, (word, p, copied, weights) in enumerate(rows):
+        assert word == tokens[t] and len(weights) == t and sum(weights) == pytest.approx(copied, abs=1e-5)
+        assert p == pytest.approx(log_probs[t, 0, start[t + 1, 0]].exp().item(), rel=1e-4)
+        again = sum(weight for weight, follower in zip(weights, tokens) if follower == word)
+        assert again <= p * (1 + 1e-5)  # what is copied is a part of P(word)
+    assert sample.most_seen([("", 0, 0, [0.1, 0.5]), ("", 0, 0, [0.3, 0.1, 0.2])], 2) == [0, 1]
+    with pytest.raises(InputError, match="nothing to look back at"):
+        sampled(capsys, path, "--tokens", 1, "--show-attention")
     with pytest.raises(InputError, match="has no attention"):
         sampled(capsys, trained["cell"][0] / "checkpoint.pt", "--show-attention")
 
@@ -1459,7 +1486,6 @@ BAD_TRAINING = {
     "dropout": (["--dropout", "1"], "--dropout.*at most"),
     "lr": (["--lr", "much"], "--lr.*not a number"),
     "batch": (["--batch-size", "100000"], "larger than the corpus"),
-    "tie": (["--tie-weights", "--embedding-size", "5"], "equal sizes"),
     "tie one-hot": (["--tie-weights", "--input", "one-hot"], "one-hot"),
     "device": (["--device", "cuda:7"], "no device cuda:7"),
     "device name": (["--device", "toaster"], "no device toaster"),
@@ -1528,7 +1554,7 @@ BAD_SAMPLING = {
     "infinite": (["good.pt", "--temperature", "inf"], "--temperature"),
     "top-k": (["good.pt", "--top-k", "0"], "--top-k.*at least 1"),
     "top-p": (["good.pt", "--top-p", "1.5"], "--top-p.*at most 1"),
-    "tokens": (["good.pt", "--tokens", "0"], "--tokens.*at least 1"),
+    "tokens": (["good.pt", "--tokens", "-1"], "--tokens.*at least 0"),
     "device": (["good.pt", "--device", "cuda:7"], "no device"),
     "nothing": ([], "checkpoint"),
     "seed": (["good.pt", "--seed", "9" * 30], "--seed"),
