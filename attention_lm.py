@@ -47,8 +47,9 @@ from lstm_lm import LanguageModel
 def attention(h, sentinel, slots, in_view):
     """Dot-product attention to the sentinel and to the slots in view.
 
-    h (B, T, H), sentinel, a Linear from H to 1, slots, a list of parts (B, S_k, H), in_view bool (T, S), S = sum of S_k
-    -> context (B, T, H), weights (B, T, 1 + S), first that of the sentinel, with the sum 1.
+    h (B, T, H).  sentinel: a Linear from H to 1, for its score.  slots: a list of parts, (B, S_k, H) each, S in all.
+    in_view: bool (T, S) or (S,).  -> context (B, T, H), weights (B, T, 1 + S), that of the sentinel first, sum 1.
+    The slots come in parts because in training the carried ones need no gradient, which saves a third of the time.
     """
     with torch.autocast(h.device.type, enabled=False):  # bfloat16 has too few digits for scores
         scores = torch.cat([torch.bmm(h, part.transpose(1, 2)) for part in slots], dim=-1)  # (B, T, S)
@@ -117,35 +118,42 @@ class AttentionLM(LanguageModel):
         no step sees this slot.
         """
         tokens, memory, context, *lstm_states = self.start(input.shape[1]) if state is None else state
-        carried, T = len(memory), len(input)
         M = self.in_view if self.training else self.memory
-        step = torch.arange(carried, carried + T, device=input.device)[:, None]  # (T, 1)
-        slot = torch.arange(carried + T, device=input.device)  # (S,)
+        slot = torch.arange(len(memory) + len(input), device=input.device)  # (S,), the carried ones and those to come
+        step = slot[len(memory) :, None]  # (T, 1), the slot that each step adds
         in_view = (step - M <= slot) & (slot < step)  # (T, S)
-
-        x = self.embed(input)  # (T, B, E)
-        if self.memory_from == "encoder":
-            m, encoder_state = self.encoder(x, lstm_states[2:])  # (T, B, H)
-            slots = [part.transpose(0, 1).contiguous() for part in (memory, m)]  # only m has a gradient
-            h, c, context = lstm_states[0][0], lstm_states[1][0], context[0]  # (B, H) each
-            steps = []
-            for x_t, in_view_t in zip(x, in_view):
-                h, c = self.decoder(torch.cat((x_t, context), dim=-1), (h, c))  # (B, H) each
-                context, a = attention(h[:, None], self.sentinel, slots, in_view_t)
-                context, a = context[:, 0], a[:, 0]  # (B, H), (B, 1 + S)
-                steps.append((h, context, a))
-            hs, contexts, weights = map(torch.stack, zip(*steps))  # (T, B, H), (T, B, H), (T, B, 1 + S)
-            lstm_states = h[None], c[None], *encoder_state
-        else:
-            m, lstm_states = self.decoder(x, lstm_states)  # (T, B, H)
-            hs, slots = m, [torch.cat((memory, m)).transpose(0, 1)]  # [(B, S, H)]
-            h = hs.transpose(0, 1)  # (B, T, H)
-            contexts, weights = (part.transpose(0, 1) for part in attention(h, self.sentinel, slots, in_view))
-
-        r = torch.tanh(self.readout(torch.cat((hs, contexts), dim=-1)))  # (T, B, R)
+        read = self.read_with_encoder if self.memory_from == "encoder" else self.read_alone
+        m, h, context, weights, lstm_states = read(self.embed(input), memory, in_view, context, lstm_states)
+        r = torch.tanh(self.readout(torch.cat((h, context), dim=-1)))  # (T, B, R)
         tokens, memory = torch.cat((tokens, input)), torch.cat((memory, m))  # (S, B), (S, B, H)
         followers = torch.cat((tokens[1:], tokens[-1:]))  # (S, B)
-        return r, weights, followers, (tokens[-M:], memory[-M:], contexts[-1:], *lstm_states)
+        return r, weights, followers, (tokens[-M:], memory[-M:], context[-1:], *lstm_states)
+
+    def read_with_encoder(self, x, memory, in_view, context, lstm_states):
+        """The encoder reads x (T, B, E) first. Then the decoder reads it step by step, with what it sees.
+
+        memory (S - T, B, H): the carried slots.  in_view: bool (T, S).  context (1, B, H) and lstm_states are from the
+        state.  Returns the new slots, the decoder's h and context, all (T, B, H), weights (T, B, 1 + S), lstm_states.
+        """
+        h, c, *encoder_state = lstm_states
+        m, encoder_state = self.encoder(x, encoder_state)  # (T, B, H)
+        slots = [part.transpose(0, 1).contiguous() for part in (memory, m)]  # (B, S - T, H), (B, T, H)
+        h, c, context = h[0], c[0], context[0]  # (B, H) each
+        steps = []
+        for x_t, in_view_t in zip(x, in_view):
+            h, c = self.decoder(torch.cat((x_t, context), dim=-1), (h, c))
+            context, a = attention(h[:, None], self.sentinel, slots, in_view_t)  # (B, 1, H), (B, 1, 1 + S)
+            context, a = context[:, 0], a[:, 0]
+            steps.append((h, context, a))
+        hs, contexts, weights = map(torch.stack, zip(*steps))  # (T, B, H), (T, B, H), (T, B, 1 + S)
+        return m, hs, contexts, weights, (h[None], c[None], *encoder_state)
+
+    def read_alone(self, x, memory, in_view, context, lstm_states):
+        """The decoder reads x, and its own states are the new slots. Arguments and results: see `read_with_encoder`."""
+        h, lstm_states = self.decoder(x, lstm_states)  # (T, B, H)
+        slots = [part.transpose(0, 1) for part in (memory, h)]  # (B, S - T, H), (B, T, H)
+        context, weights = attention(h.transpose(0, 1), self.sentinel, slots, in_view)  # (B, T, H), (B, T, 1 + S)
+        return h, h, context.transpose(0, 1), weights.transpose(0, 1), lstm_states
 
     def forward(self, input, state=None):
         """input int64 (T, B), state as returned before or None -> log-probabilities (T, B, V), next state."""
@@ -166,8 +174,8 @@ class AttentionLM(LanguageModel):
         return -log(weights[..., 0] * generated + copied).mean(), state
 
     def grow(self, progress):
-        """Let the steps of training see few slots at first and M at the end.
+        """Let a step of training see 35 slots at first, and more and more until M at the end.
 
-        With many slots from the start, the model takes several epochs to learn to look at the right ones.
+        With M slots from the start, the model would take several epochs to learn to look at the right ones.
         """
-        self.in_view = max(1, round(progress * self.memory))
+        self.in_view = min(self.memory, max(35, round(progress * self.memory)))

@@ -393,8 +393,8 @@ def test_an_empty_memory_gives_no_context_and_copies_nothing(name):
 def test_memory_is_respected_to_the_slot(name, training):
     """A step sees the M slots before it: the last follower it sees is the token it reads, the first is M - 1 earlier."""
     model = make_model(name, memory=4).train(training)
-    model.grow(0.75 if training else 0.0)
-    M = 3 if training else 4  # grow acts in training alone
+    model.in_view = 3
+    M = 3 if training else 4  # in_view acts in training alone
     tokens = torch.randint(11, (9, 2))
     _, state = model(tokens)
     assert len(state[0]) == len(state[1]) == M
@@ -403,8 +403,18 @@ def test_memory_is_respected_to_the_slot(name, training):
         seen = (weights[t, :, 1:] > 0).all(0).nonzero()[:, 0].tolist()
         assert seen == list(range(max(0, t - M), t)) and not weights[t, :, 1:][:, t:].any()
         assert all(torch.equal(followers[j], tokens[j + 1]) for j in seen)
-    model.grow(1.0)
-    assert model.in_view == 4
+
+
+def test_memory_grows_in_training():
+    model = make_model("attention", memory=100)
+    views = []
+    for progress in (0.0, 0.2, 0.5, 1.0):
+        model.grow(progress)
+        views.append(model.in_view)
+    assert views == [35, 35, 50, 100]
+    model.memory = 20
+    model.grow(0.0)
+    assert model.in_view == 20
 
 
 @pytest.mark.parametrize("name", ["attention", "self-attention"])
