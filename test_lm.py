@@ -1349,8 +1349,9 @@ def test_a_changed_bit_is_noticed(name, trained, tmp_path):
 
 def edits(contents):
     """Checkpoints that are each wrong in one place -> yields (name of the place, dict)."""
+    huge = torch.zeros(1).expand(10**9)
     odd = [None, -1, 0, 10**30, 2.5, float("nan"), float("-inf"), "x", "a\nb", True, [], {}, (), ([],), [1, "a"]]
-    odd += [{"x": 1}, {0: {}}, torch.zeros(0), torch.ones(3, 5), torch.full((16,), torch.nan), torch.zeros(1).expand(10**9)]
+    odd += [{"x": 1}, {0: {}}, torch.zeros(0), torch.ones(3, 5), torch.full((16,), torch.nan), huge]
     for section in contents:
         for value in odd:
             yield section, {**contents, section: value}

@@ -404,7 +404,9 @@ class Processes:
         """The first process's values, in all of them; the others wait for it here."""
         if self.count == 1:
             return values
-        dist.init_process_group()
+        store, rank, count = next(dist.rendezvous("env://"))
+        store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)  # it outlives a restart
+        dist.init_process_group(store=store, rank=rank, world_size=count)
         size = torch.tensor(len(data := bytearray(pickle.dumps(values))))
         dist.broadcast(size, src=0)
         data = data if self.rank == 0 else bytearray(size)  # torch's own broadcast of objects needs NumPy
