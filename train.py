@@ -435,9 +435,11 @@ class Processes:
 
     def gather(self, tensor):
         """A list of each process's tensor, in main memory."""
-        parts = [tensor.cpu().contiguous() for _ in range(self.count)]
-        if self.count > 1:
-            dist.all_gather(parts, parts[self.rank].clone())
+        tensor = tensor.cpu().contiguous()
+        if self.count == 1:
+            return [tensor]
+        parts = [torch.empty_like(tensor) for _ in range(self.count)]
+        dist.all_gather(parts, tensor)
         return parts
 
 
