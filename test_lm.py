@@ -864,10 +864,12 @@ class Killed(Exception):
     """Stands for a kill."""
 
 
-def test_a_kill_between_any_two_writes_loses_nothing(trained, corpus_file, tmp_path, monkeypatch):
+def test_a_kill_between_any_two_writes_loses_nothing(tmp_path, monkeypatch):
     """The run is killed before its write number k, for each k, and then resumed, or started anew if it left nothing."""
-    out, results, _ = trained["cell"]
-    real = data.os.replace
+    out, text, real = tmp_path / "undisturbed", tmp_path / "text.txt", data.os.replace
+    text.write_text(make_text(60))
+    small = ["--data", str(text), *SMALL, "--valid-every", "9"]
+    results = train.main([*small, "--out", str(out)])
     for k in itertools.count():
         folder, count = tmp_path / str(k), itertools.count()
 
@@ -878,8 +880,8 @@ def test_a_kill_between_any_two_writes_loses_nothing(trained, corpus_file, tmp_p
 
         with monkeypatch.context() as patch:
             patch.setattr(data.os, "replace", replace)
-            patch.setattr(train, "SAVE_EVERY", 0.1)
-            flags = ["--data", corpus_file, "--out", str(folder), *SMALL]
+            patch.setattr(train, "SAVE_EVERY", 0.02)
+            flags = [*small, "--out", str(folder)]
             try:
                 train.main(flags)
                 break
@@ -1143,7 +1145,7 @@ def test_the_commands_run_without_a_warning(name, corpus_file, tmp_path):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_training_outlives_its_standard_output(corpus_file, tmp_path):
-    words = [sys.executable, HERE / "train.py", "--data", corpus_file, *SMALL, "--out"]
+    words = [sys.executable, HERE / "train.py", "--data", corpus_file, *SMALL, "--epochs", "1", "--out"]
     with open("/dev/full", "w") as full:
         ran = subprocess.run([*words, tmp_path / "full"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
     assert (ran.returncode, ran.stderr) == (0, "")
