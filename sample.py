@@ -34,7 +34,8 @@ import textwrap
 import warnings
 import zipfile
 
-from data import EOS, SPLITS, UNK, InputError, Parser, Vocabulary, detokenise, number, run, tokenise, write_atomically
+from data import EOS, SPLITS, UNK, InputError, Parser, Vocabulary, detokenise, number, restore_numbers, run, tokenise
+from data import write_atomically
 import torch
 
 from attention_lm import AttentionLM
@@ -50,7 +51,7 @@ MOST_LAYERS = 100
 #
 #   run          a name for the training run, the same in all of its files
 #   settings     train.py's flags by name, {"hidden_size": 256, ...}
-#   vocabulary   {"index2word": list of V words, "form": "text", "lines" or "chars"}
+#   vocabulary   {"index2word": list of V words, "tokeniser": "text", "lines" or "chars"}
 #   weights      the state_dict of the model that was best on the validation split
 #   results      {"valid_ppl": float, "test_ppl": float}, as far as they are known
 #
@@ -95,19 +96,19 @@ def check_checkpoint(checkpoint, file_size):
     settings, vocabulary, weights, results = (checkpoint[part] for part in parts)
     plain = all(type(value) in (str, int, float, bool, type(None), list) for value in settings.values())
     expect(plain and all(str(value).isprintable() for value in settings.values()), "its settings are damaged")
+    old = "form" in vocabulary or settings.get("model") == "attention" and "memory_from" not in settings
+    expect(not old, "an earlier version of this project wrote it, and this one cannot open it: train the model again")
     size = range(1, LARGEST + 1)
     forms = {"model": tuple(MODELS), "input": ("embedding", "one-hot"), "embedding_size": size, "hidden_size": size}
     forms |= {"layers": range(1, MOST_LAYERS + 1), "dropout": float, "tie_weights": (True, False), "bptt": size}
     if settings.get("model") == "attention":
-        old = "memory_from" not in settings
-        expect(not old, "it holds an older attention model that this version cannot open, so train it again")
         forms |= {"memory": (None,) if settings.get("memory") is None else size, "memory_from": ("encoder", "decoder")}
     for name, form in forms.items():
         expect(fits(settings.get(name), form), f"its setting {name} is missing or out of range")
     expect(settings["dropout"] < 1, "its setting dropout is out of range")
-    words, form = vocabulary.get("index2word"), vocabulary.get("form")
-    known = fits(vocabulary, {"index2word": [str], "form": ("text", "lines", "chars")})
-    known = known and len(set(words)) == len(words) and ({UNK} if form == "chars" else {UNK, EOS}) <= set(words)
+    words, tokeniser = vocabulary.get("index2word"), vocabulary.get("tokeniser")
+    known = fits(vocabulary, {"index2word": [str], "tokeniser": ("text", "lines", "chars")})
+    known = known and len(set(words)) == len(words) and ({UNK} if tokeniser == "chars" else {UNK, EOS}) <= set(words)
     expect(known, "its vocabulary is damaged")
     expect(all(type(value) in (float, type(None)) for value in results.values()), "its results are damaged")
     V, H, E = len(words), settings["hidden_size"], settings["embedding_size"]
@@ -277,10 +278,10 @@ def prompt_tokens(text, vocabulary):
 
     Raises InputError for a prompt without any token.
     """
-    tokens = tokenise(text, vocabulary.form)
+    tokens = list(tokenise(restore_numbers(text) if vocabulary.tokeniser == "text" else text, vocabulary.tokeniser))
     if tokens and tokens[-1] == EOS:
         tokens.pop()  # so that the model may continue the prompt's last sentence
-    if vocabulary.form == "lines":  # such a corpus is not normalised here, but "The" may be "the" in it
+    if vocabulary.tokeniser == "lines":  # such a corpus is not normalised here, but "The" may be "the" in it
         tokens = [token if token in vocabulary.word2index else token.lower() for token in tokens]
     if not tokens:
         raise InputError("the prompt is empty: give some words, or leave --prompt out to start from nothing")
@@ -455,7 +456,7 @@ def title(path, checkpoint):
     return f"{path}\nperplexity {', '.join(known)}" if known else str(path)
 
 
-def stream(given, steps, form):
+def stream(given, steps, tokeniser):
     """Print a prompt and, word by word, its continuation -> the list of all its tokens."""
     tokens = []
 
@@ -464,7 +465,7 @@ def stream(given, steps, form):
             tokens.append(token)
             yield token
 
-    for piece in detokenise(remembered(), form):
+    for piece in detokenise(remembered(), tokeniser):
         print(piece, end="", flush=True)
     print()
     return tokens
@@ -498,10 +499,10 @@ def main(argv=None):
             how = dict(temperature=temperature, top_k=args.top_k, top_p=args.top_p)
             steps = continuations(model, vocabulary, given, args.tokens, args.num_samples, args.seed, **how)
             if alone:
-                firsts.append(stream(given, steps, vocabulary.form))
+                firsts.append(stream(given, steps, vocabulary.tokeniser))
             else:
                 samples = [[*given, *new] for new in zip(*steps)]
-                texts = ["".join(detokenise(sample, vocabulary.form)).strip() for sample in samples]
+                texts = ["".join(detokenise(sample, vocabulary.tokeniser)).strip() for sample in samples]
                 columns.append((title(path, checkpoint), "\n\n".join(texts)))
                 firsts.append(samples[0])
         if columns:

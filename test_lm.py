@@ -9,10 +9,12 @@ the order of the tests is the order of the files in the README.
 
 import collections
 import csv
+import errno
 import hashlib
 import io
 import itertools
 import json
+import math
 import os
 import pathlib
 import pickle
@@ -512,23 +514,47 @@ def test_overfits_a_tiny_text(name):
 
 def test_normalisation():
     text = "Don't panic! Call  os.path.join('a', 3.14)\nnow, e.g. for 1,000 files.\n----\n>>> x == y\n* An “item”."
-    assert data.normalise(text) == [
-        ["don't", "panic", "!"],
-        "call os . path . join ( ' a ' , N ) now , e . g . for N files .".split(),
-        ">>> x == y".split(),
-        '* an " item " .'.split(),
+    text += "\n\nEnd"
+    assert " ".join(data.normalise(text.splitlines(True))).split(" <eos>") == [
+        "don't panic !",
+        " call os . path . join ( ' a ' , N ) now , e . g . for N files .",
+        " >>> x == y",
+        ' * an " item " .',
+        " end",
+        "",
     ]
-    assert data.tokenise("A b.\n\nC", "text") == ["a", "b", ".", "<eos>", "c", "<eos>"]
-    assert data.tokenise("a N <unk>\nB c\n", "lines") == ["a", "N", "<unk>", "<eos>", "B", "c", "<eos>"]
-    assert data.tokenise("Ab\n", "chars") == ["A", "b", "\n"]
+    assert list(data.tokenise("Zombie.g. b", "text")) == ["zombie", ".", "g", ".", "<eos>", "b", "<eos>"]
+    assert list(data.tokenise("A b.\n\nC", "text")) == ["a", "b", ".", "<eos>", "c", "<eos>"]
+    assert list(data.tokenise("a N <unk>\nB c\n", "lines")) == ["a", "N", "<unk>", "<eos>", "B", "c", "<eos>"]
+    assert list(data.tokenise("Ab\n", "chars")) == ["A", "b", "\n"]
+    assert list(data.tokenise("xxA b.\nC dxx", "text", 2, 9)) == ["a", "b", ".", "<eos>", "c", "<eos>"]
+    assert list(data.tokenise("一。二！ 三", "text")) == ["一", "。", "<eos>", "二", "！", "<eos>", "三", "<eos>"]
+
+
+def test_a_line_of_any_length_is_cut_after_a_word():
+    words = ["word", "longer"] * 150_000  # 1.8 million characters
+    for tokeniser in ("text", "lines"):
+        tokens = data.tokenise(" ".join(words), tokeniser)
+        assert [token for token in tokens if token != "<eos>"] == words
+    text = " ".join(words) + "\n\n\n"
+    assert "".join(data.tokenise(text, "chars")) == text
 
 
 def test_text_reads_as_text_again():
     text = "the file (see os.path) can't be \"read-only\", or 'empty'.\nis it?\nyes: [a, b]\n"
-    for form in ("text", "chars"):
-        assert "".join(data.detokenise(data.tokenise(text, form), form)) == text
+    for tokeniser in ("text", "chars"):
+        assert "".join(data.detokenise(data.tokenise(text, tokeniser), tokeniser)) == text
+    for call in ("f() and os.getenv(x), or read_text(path)\n", ">>> f(x)\n"):
+        assert "".join(data.detokenise(data.tokenise(call, "text"), "text")) == call
+    assert "".join(data.detokenise("or N . N , not N . a".split(), "text")) == "or N .N, not N.a"
     endless = data.detokenise(itertools.cycle(["a", "."]), "text")
     assert [next(endless) for _ in range(3)] == ["a", ".", "a"]  # a piece for each token, as it comes
+
+
+def test_a_prompt_may_contain_the_tokens_of_the_corpus():
+    vocabulary = Vocabulary(["the", "<unk>", "N", "<eos>", "n", "."], "text")
+    assert sample.prompt_tokens("The <unk> N. N n", vocabulary)[0] == ["the", "<unk>", "N", ".", "<eos>", "N", "n"]
+    assert list(data.tokenise("N", "text")) == ["n", "<eos>"]  # but in a corpus it is a letter
 
 
 def test_vocabulary():
@@ -537,6 +563,7 @@ def test_vocabulary():
     assert vocabulary.index2word == ["b", "<eos>", "a", "<unk>"]  # by frequency, then by name
     assert vocabulary.encode(["a", "c", "b", "zebra"]).tolist() == [2, 3, 0, 3]
     assert Vocabulary.build(train_tokens, "text", max_size=3).index2word == ["<unk>", "b", "<eos>"]
+    assert Vocabulary.build({"b": 2, "a": 3, "c": 0}, "text").index2word == ["a", "b", "<eos>", "<unk>"]
     draw = random.Random(0)
     for _ in range(20):
         tokens = [str(int(draw.expovariate(0.1))) for _ in range(300)] + ["<eos>"]
@@ -550,38 +577,72 @@ def test_vocabulary():
     assert "\n" in Vocabulary.build("a\nb", "chars").index2word
 
 
+def parts_of(text, *how):
+    return [text[begin:end] for _, begin, end in data.split_text(text, *how)]
+
+
 def test_splits_are_contiguous_and_cut_no_document():
     for seed in range(30):
         draw = random.Random(seed)
-        documents = [f"{k}:" + "x" * draw.randint(0, 50) for k in range(draw.randint(20, 60))]
-        parts = data.split_documents(documents)
-        assert sum(parts, []) == documents and all(parts)
-        length = sum(map(len, documents))
-        assert abs(len("".join(parts[0])) / length - 0.8) < 0.15
-    for text in (make_text(), make_text().replace("\n\n", "\n"), "word " * 100):
-        assert "".join(data.documents_of(text)) == text
+        documents = ["\n\n".join("x" * draw.randint(1, 9) for _ in range(3)) for _ in range(draw.randint(60, 90))]
+        text = "\n\n\n".join(documents)
+        parts = parts_of(text)
+        assert "".join(parts) == text and all(parts)
+        assert [document for part in parts for document in part.strip("\n").split("\n\n\n")] == documents
+        for fraction, part in [(0.8, parts[0]), (0.9, parts[0] + parts[1])]:  # no document has 40 characters
+            assert fraction * len(text) - 40 < len(part) <= fraction * len(text)
+
+
+@pytest.mark.parametrize("gap", ["\n\n", "\n", "\r", "\r\n", "\t", " ", "\u00a0", "\u3000", "。", "！"])
+def test_a_text_with_any_separator_can_be_split(gap, tmp_path):
+    (tmp_path / "text.txt").write_bytes(gap.join(["word"] * 1000).encode())
+    text = data.read_text(tmp_path / "text.txt")
+    parts = parts_of(text)
+    assert "".join(parts) == text and all(part.startswith("word") for part in parts)
+    assert set(data.tokenise(text, "text")) <= {"word", "<eos>", "。", "！"}
+    data.load_corpus(tmp_path / "text.txt")
+
+
+def test_split_fractions(tmp_path):
+    text = make_text()
+    (tmp_path / "text.txt").write_text(text)
+    end = int(0.9 * len(text))
+    assert parts_of(text, "char", (0.9, 0.1)) == [text[:end], text[end:], ""]
+    assert [len(part) for part in parts_of("x" * 1000, "char")] == [800, 100, 100]
+    assert [len(part) for part in parts_of("x" * 1000, "char", (0.7, 0.2))] == [700, 200, 100]
+    corpus = data.load_corpus(tmp_path / "text.txt", "char", fractions=(0.9, 0.1))
+    assert [len(corpus.train), len(corpus.valid), len(corpus.test)] == [end, len(text) - end, 0]
+    assert len(data.load_corpus(tmp_path / "text.txt", fractions=(0.9, 0.1)).test) == 0
+    with pytest.raises(InputError, match="sum to more than 1"):
+        data.load_corpus(tmp_path / "text.txt", fractions=(0.9, 0.2))
+    for split in data.SPLITS:
+        (tmp_path / f"{split}.txt").write_text(text)
+    with pytest.raises(InputError, match="leave --split out"):
+        data.load_corpus(tmp_path, fractions=(0.9, 0.1))
 
 
 def test_pairs_and_streams_and_windows():
     for seed in range(30):
         draw = random.Random(seed)
         N, B, T = draw.randint(20, 200), draw.randint(1, 9), draw.randint(1, 12)
-        tokens = torch.arange(1, N + 1)
+        tokens = torch.arange(1, N + 1, dtype=draw.choice([torch.uint8, torch.int16, torch.int64]))
         input, target = data.pairs(tokens, start=0)
         assert target.tolist() == list(range(1, N + 1)) and torch.equal(input, target - 1)
         x, y = data.streams(input, B), data.streams(target, B)
         assert torch.equal(y, x + 1) and len(y) == N // B
         assert torch.equal(y.t().flatten(), target[: N // B * B])  # streams are contiguous, in order
         cut = list(data.windows(x, y, T))
-        assert torch.equal(torch.cat([a for a, _ in cut]), x) and torch.equal(torch.cat([b for _, b in cut]), y)
+        assert torch.equal(torch.cat([a for a, _ in cut]), x.long())
+        assert torch.equal(torch.cat([b for _, b in cut]), y.long())
         assert all(len(a) == T for a, _ in cut[:-1]) and all(a.shape == b.shape for a, b in cut)
+        assert all(part.dtype == torch.int64 for pair in cut for part in pair)
     with pytest.raises(InputError, match="larger than the corpus"):
         data.streams(torch.arange(3), 4)
 
 
 def test_the_docstrings_example():
     """The picture in data.py's docstring is what happens."""
-    tokens = data.tokenise("A cat sat. It slept.", "text")
+    tokens = list(data.tokenise("A cat sat. It slept.", "text"))
     vocabulary = Vocabulary.build(tokens, "text")
     ids = vocabulary.encode(tokens)
     input, target = data.pairs(ids, vocabulary.start)
@@ -589,19 +650,30 @@ def test_the_docstrings_example():
     assert ids.tolist() == [2, 3, 5, 0, 1, 4, 6, 0, 1] and input.tolist() == [1, 2, 3, 5, 0, 1, 4, 6, 0]
     assert data.streams(input, 2).tolist() == [[1, 0], [2, 1], [3, 4], [5, 6]]
     assert data.streams(target, 2).tolist() == [[2, 1], [3, 4], [5, 6], [0, 0]]
+    for number in range(4):  # and the docstring shows these numbers
+        rows = [*data.streams(input, 2)[number].tolist(), *data.streams(target, 2)[number].tolist()]
+        assert "{}  {}    {}  {}".format(*rows) in data.__doc__
+
+
+def sentences(tokens):
+    return " ".join(tokens).split("<eos>")
 
 
 def test_the_built_in_corpus(monkeypatch):
-    again = data.read_splits("python-docs")
-    monkeypatch.setattr(data, "read_splits", lambda name: again)  # reading takes some seconds: once will do
+    text = data.python_docs()
+    monkeypatch.setattr(data, "python_docs", lambda: text)  # reading takes some seconds, so it is done once
     corpus = data.load_corpus("python-docs")
     assert len(corpus.train) > 200_000 and len(corpus.valid) > 20_000 and len(corpus.test) > 20_000
-    assert torch.equal(corpus.test, corpus.vocabulary.encode(data.tokenise(again[2], "text")))
-    paragraphs = [
-        " ".join(paragraph.split()) for text in again for paragraph in text.split("\n\n") if paragraph.strip()
-    ]
+    assert corpus.train.dtype == torch.int16  # the vocabulary has some thousand words
+    _, begin, end = data.read_splits("python-docs")[2]
+    tokens = list(data.tokenise(text, "text", begin, end))
+    assert torch.equal(corpus.test.long(), corpus.vocabulary.encode(tokens))
+    paragraphs = [" ".join(paragraph.split()) for paragraph in text.split("\n\n") if paragraph.strip()]
     assert len(paragraphs) > 10_000
-    assert len(set(paragraphs)) == len(paragraphs)  # nothing occurs twice, in no two splits
+    assert len(set(paragraphs)) == len(paragraphs)  # nothing occurs twice, so the splits share no paragraph
+    again = data.tokenise(data.restore_numbers("".join(data.detokenise(tokens, "text"))), "text")
+    given, found = (collections.Counter(sentences(part)) for part in (tokens, again))
+    assert (given & found).total() >= 0.995 * given.total()
 
 
 def test_vocabulary_and_splits_come_from_the_right_text(tmp_path):
@@ -610,25 +682,67 @@ def test_vocabulary_and_splits_come_from_the_right_text(tmp_path):
     corpus = data.load_corpus(str(tmp_path))
     assert "apple" in corpus.vocabulary.word2index and "cherry" not in corpus.vocabulary.word2index
     assert corpus.vocabulary.decode(corpus.test[:3]) == ["the", "<unk>", "is"]
-    for split in data.SPLITS:  # already normalised: nothing is changed but <eos> added
+    for split in data.SPLITS:  # already normalised: only <eos> is added
         (tmp_path / f"my.{split}.txt").write_text(" Mr. <unk> has N x\n" * 10)
     corpus = data.load_corpus(str(tmp_path))
-    assert corpus.vocabulary.form == "lines"
+    assert corpus.vocabulary.tokeniser == "lines"
     assert corpus.vocabulary.decode(corpus.test[:6]) == ["Mr.", "<unk>", "has", "N", "x", "<eos>"]
 
 
-def test_kneser_ney_sums_to_one_and_learns():
+@pytest.mark.parametrize("level, characters, dtype", [("char", 200, torch.uint8), ("char", 300, torch.int16)])
+def test_a_corpus_is_stored_small_and_exactly(level, characters, dtype, tmp_path):
+    """More than a million tokens, so that they come in blocks; new characters keep coming, so that types change."""
+    text = "".join(chr(0x3041 + k * characters // 1_500_000) for k in range(1_500_000))
+    (tmp_path / "text.txt").write_text(text + text[::-1], encoding="utf-8")
+    corpus = data.load_corpus(tmp_path / "text.txt", level, fractions=(0.5, 0.5))
+    assert corpus.train.dtype == corpus.valid.dtype == dtype
+    assert "".join(corpus.vocabulary.decode(corpus.train.tolist())) == text
+    assert "".join(corpus.vocabulary.decode(corpus.valid.tolist())) == text[::-1]
+
+
+def test_byte_order_mark_and_line_ends_are_no_part_of_a_text(tmp_path):
+    for raw in (b"\xef\xbb\xbfone\r\ntwo\r\n", b"one\rtwo\r", b"one\ntwo\n"):
+        (tmp_path / "text.txt").write_bytes(raw)
+        assert data.read_text(tmp_path / "text.txt") == "one\ntwo\n"
+    (tmp_path / "text.txt").write_bytes(b"one\r\ntwo\rcaf\xe9")
+    with pytest.raises(InputError, match="not UTF-8: line 3 has the byte 0xe9"):
+        data.read_text(tmp_path / "text.txt")
+
+
+def plain_kneser_ney(train, context, word, vocabulary_size, highest=True):
+    """P(word | context), from the definition and by counting the text anew each time."""
+    n = len(context) + 1
+    longer = {tuple(train[k : k + n + 1]) for k in range(len(train) - n)}
+    grams = [tuple(train[k : k + n]) for k in range(len(train) - n + 1)] if highest else [gram[1:] for gram in longer]
+    n1, n2 = (sum(grams.count(gram) == k for gram in set(grams)) for k in (1, 2))
+    D = n1 / (n1 + 2 * n2) if n1 else 0.5
+    shorter = plain_kneser_ney(train, context[1:], word, vocabulary_size, False) if context else 1 / vocabulary_size
+    total = sum(gram[:-1] == tuple(context) for gram in grams)
+    if total == 0:
+        return shorter
+    types = len({gram for gram in grams if gram[:-1] == tuple(context)})
+    return (max(grams.count((*context, word)) - D, 0) + D * types * shorter) / total
+
+
+def test_kneser_ney():
+    # By hand, "0 1 0 0": word 0 is counted 3 times and word 1 once, so D = 1 / (1 + 0) = 1 and 2 types are seen.
+    assert data.KneserNey([0, 1, 0, 0], 1, 2).probability((), 0) == pytest.approx((3 - 1) / 4 + 1 * 2 / 4 * 1 / 2)
+    # "0 0 1 2 2 3 3": 1 is counted once and the others twice or more, so D = 1 / (1 + 2 * 3).
+    D = 1 / 7
+    assert data.KneserNey([0, 0, 1, 2, 2, 3, 3], 1, 4).probability((), 0) == pytest.approx((2 - D) / 7 + D * 4 / 7 / 4)
     draw = random.Random(0)
-    tokens = [draw.randrange(6) for _ in range(300)]
+    train = [min(int(draw.expovariate(0.4)), 7) for _ in range(60)]
     for order in (1, 2, 3):
-        for context in ([0, 1], [5, 5]):
-            total = 0.0
-            for word in range(6):
-                text = [*context, word]
-                whole = data.kneser_ney(tokens, text, order, 6) ** 3
-                total += data.kneser_ney(tokens, context, order, 6) ** 2 / whole
-            assert abs(total - 1) < 1e-9
-    assert data.kneser_ney([0, 1] * 50, [0, 1] * 20, 2, 2) < 1.2
+        model = data.KneserNey(train, order, 9)
+        assert len(set(model.discounts)) == order + 1  # each order has its own
+        for _ in range(10):
+            context = tuple(draw.choices(range(8), k=order - 1))
+            p = [model.probability(context, word) for word in range(9)]
+            assert p == pytest.approx([plain_kneser_ney(train, context, word, 9) for word in range(9)])
+            assert sum(p) == pytest.approx(1)
+    log_probs = [math.log(model.probability(tuple(train[:t]), train[t])) for t in range(20)]
+    assert model.perplexity(train[:20]) == pytest.approx(math.exp(-sum(log_probs) / 20))
+    assert data.KneserNey([0, 1] * 50, 2, 2).perplexity([0, 1] * 20) < 1.2
 
 
 def serve(monkeypatch, files):
@@ -653,7 +767,7 @@ def test_download_is_checked_cached_and_atomic(monkeypatch, tmp_path):
     with pytest.raises(InputError, match=r"no network.*save it as .*input\.txt"):
         data.load_corpus("shakespeare")
     serve(monkeypatch, {"input.txt": text + b"!"})
-    with pytest.raises(InputError, match="SHA-256"):
+    with pytest.raises(InputError, match="x/input.txt is not the published file.*save it as"):
         data.load_corpus("shakespeare")
     assert not list(tmp_path.rglob("*.txt*"))
     serve(monkeypatch, {"input.txt": text})
@@ -664,6 +778,43 @@ def test_download_is_checked_cached_and_atomic(monkeypatch, tmp_path):
     path.write_text("damaged")
     with pytest.raises(InputError, match="delete it"):
         data.load_corpus("shakespeare")
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    path, other = tmp_path / "folder" / "file", tmp_path / "other"
+    data.write_atomically(path, lambda file: file.write(b"earlier"))
+    os.link(path, other)  # a second name of the same file, which would show a write in place
+    data.write_atomically(path, lambda file: file.write(b"new"))
+    assert (path.read_bytes(), other.read_bytes()) == (b"new", b"earlier")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for broken in ("fsync", "replace"):
+        with monkeypatch.context() as patch, pytest.raises(InputError, match="file cannot be written: No space"):
+            patch.setattr(data.os, broken, full)
+            data.write_atomically(path, lambda file: file.write(b"newer"))
+    with pytest.raises(ZeroDivisionError):
+        data.write_atomically(path, lambda file: file.write(b"half") / 0)
+    assert path.read_bytes() == b"new" and list(path.parent.iterdir()) == [path]
+
+
+def test_what_the_terminal_cannot_show_is_replaced(monkeypatch):
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii"))
+    data.run(lambda: print("caf\u00e9"))
+    assert shown.getvalue() == b"caf?\n"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only Linux has /dev/full")
+@pytest.mark.parametrize("output, expected", [("/dev/full", "No space left on device"), ("&-", None)])
+def test_standard_output_that_is_full_or_closed(output, expected, tmp_path):
+    (tmp_path / "text.txt").write_text(make_text())
+    words = f"{sys.executable} data.py {tmp_path / 'text.txt'} >{output}"
+    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}  # as usual; then it is the last flush that fails
+    ran = subprocess.run(words, shell=True, cwd=HERE, env=buffered, capture_output=True, text=True)
+    expected = f"error: standard output cannot be used: {expected}\n" if expected else ""
+    assert (ran.returncode, ran.stderr) == (2 if expected else 0, expected)
 
 
 # --- sample.py -----------------------------------------------------------------------------
@@ -909,8 +1060,10 @@ def test_minutes_count_across_a_resume(corpus_file, tmp_path, monkeypatch):
         train.main(flags)
     spent = sample.read_checkpoint(tmp_path / "resume.pt")["training"]["seconds"]
     assert 0.5 < spent < 2.5
+    begun = train.time.monotonic()
     train.main(["--resume", str(tmp_path)])
     assert 3 <= sample.read_checkpoint(tmp_path / "resume.pt")["training"]["seconds"] < 3.2
+    assert train.time.monotonic() - begun < 3.2 - spent + 0.2
 
 
 def test_a_folder_takes_one_run(trained, corpus_file, tmp_path):
@@ -946,7 +1099,7 @@ def test_resume_refuses_another_model_or_text(trained, tmp_path):
 
 def test_training_stops_at_the_target_and_at_the_time(corpus_file, tmp_path, monkeypatch):
     flags = ["--data", corpus_file, "--out", str(tmp_path), *SMALL]
-    assert train.main([*flags, "--epochs", "500", "--target-ppl", "9"])["valid_ppl"] <= 9
+    assert train.main([*flags, "--epochs", "20", "--target-ppl", "9"])["valid_ppl"] <= 9
     rows = list(csv.DictReader(open(tmp_path / "log.csv")))
     assert [float(row["valid_ppl"]) <= 9 for row in rows] == [False] * (len(rows) - 1) + [True]
     rates = []
@@ -1247,7 +1400,7 @@ BAD_TRAINING = {
     "missing": (["--data", "nowhere.txt"], "no corpus nowhere.txt"),
     "empty": (["--data", "empty.txt"], "empty.txt is empty"),
     "binary": (["--data", "binary.txt"], r"binary \(byte 5 is zero\)"),
-    "latin1": (["--data", "latin1.txt"], "not UTF-8: byte 3 is 0xe9"),
+    "latin1": (["--data", "latin1.txt"], "not UTF-8: line 1 has the byte 0xe9"),
     "short": (["--data", "short.txt"], "too short"),
     "folder": (["--data", "folder"], "0 files with 'valid'"),
     "bptt": (["--bptt", "0"], "--bptt.*at least 1"),

@@ -68,7 +68,7 @@ NOT_SETTINGS = ("resume", "out", "benchmark")  # the flags that say what to do a
 PLAIN = ("step", "best_loss", "rows", "step_count", "token_count", "step_seconds")  # of a Trainer, kept in resume.pt
 FIXED = (  # the settings that a resumed run must keep
     "model input embedding_size hidden_size layers dropout tie_weights memory memory_from"
-    " data level min_count vocab_size batch_size bptt"
+    " data level min_count vocab_size split batch_size bptt"
 ).split()
 
 
@@ -299,7 +299,7 @@ class Trainer:
         return {
             "run": self.name,
             "settings": settings,
-            "vocabulary": {"index2word": vocabulary.index2word, "form": vocabulary.form},
+            "vocabulary": {"index2word": vocabulary.index2word, "tokeniser": vocabulary.tokeniser},
             "weights": self.best_weights or self.model.state_dict(),
             "results": {"valid_ppl": perplexity(self.best_loss)} if self.best_weights else {},
         }
@@ -673,11 +673,12 @@ def prepare(argv, processes, status, stack):
         stack.enter_context(locked(out))
     device_of(args.device)
     status.line(f"reading {args.data}")
-    corpus = load_corpus(args.data, args.level, args.min_count, args.vocab_size)
-    if saved and saved["vocabulary"] != {"index2word": corpus.vocabulary.index2word, "form": corpus.vocabulary.form}:
+    corpus = load_corpus(args.data, args.level, args.min_count, args.vocab_size, args.split)
+    vocabulary = {"index2word": corpus.vocabulary.index2word, "tokeniser": corpus.vocabulary.tokeniser}
+    if saved and saved["vocabulary"] != vocabulary:
         raise InputError(f"{args.data} is not the text that {out} was trained on: its vocabulary is another one")
     sizes = ", ".join(f"{len(getattr(corpus, split)):,} {split}" for split in SPLITS)
-    status.line(f"{sizes} tokens, {len(corpus.vocabulary):,} different, cut as {corpus.vocabulary.form}")
+    status.line(f"{sizes} tokens, {len(corpus.vocabulary):,} different, tokeniser {corpus.vocabulary.tokeniser}")
     streams(corpus.train, args.batch_size)  # raises InputError if there are too many
     if args.batch_size % processes.count:
         raise InputError(f"--batch-size {args.batch_size} cannot be divided by {processes.count} processes")
@@ -705,7 +706,7 @@ def test(trainer, device):
     word = args.level == "word"
     prompt = vocabulary.decode(corpus.valid[: 10 if word else 40])
     steps = continuations(model, vocabulary, prompt, 60 if word else 300, 1, args.seed, temperature=0.7)
-    text = detokenise(itertools.chain(prompt, (token for (token,) in steps)), vocabulary.form)
+    text = detokenise(itertools.chain(prompt, (token for (token,) in steps)), vocabulary.tokeniser)
     status.line(f"\nThe first {len(prompt)} tokens of the validation text, and how {args.model} goes on:\n")
     status.line("".join(text).strip())
     return {**results, "checkpoint": str(path)}
