@@ -1166,7 +1166,8 @@ def test_training_is_a_plain_loop(name, corpus_file, tmp_path):
     target = tokens.view(B, -1).t()  # (N / B, B)
     text = torch.cat((torch.tensor([corpus.vocabulary.start]), tokens[:-1]))
     input = text.view(B, -1).t()
-    optimizer, state, start = torch.optim.AdamW(model.parameters()), None, 0
+    optimizer, state, start, grown = torch.optim.AdamW(model.parameters()), None, 0, []
+    trainer.model.grow = grown.append
     for step in range(steps):
         if start >= len(input):
             state, start = None, 0
@@ -1179,6 +1180,7 @@ def test_training_is_a_plain_loop(name, corpus_file, tmp_path):
         optimizer.step()
         trainer.training_step(step / steps)
     assert step * 30 > len(input) and max(norms) > 0.15
+    assert grown == [step / steps for step in range(steps)]
     for a, b in zip(trainer.model.parameters(), model.parameters()):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     assert_same(trainer.state, state, rtol=1e-4, atol=1e-5)
@@ -1233,6 +1235,22 @@ def test_two_processes_make_the_steps_of_one(corpus_file, tmp_path):
     for name in MODELS:
         assert alone[name] == pytest.approx(both[0][name], abs=1e-5)
         assert alone[name][-1] < alone[name][0]
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(corpus_file, tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(InputError, match="--batch-size 4 cannot be divided by 3 processes"):
+        train.main(["--data", corpus_file, "--out", str(tmp_path), *SMALL])
+
+
+def test_without_a_test_split_training_says_so(corpus_file, tmp_path, capsys):
+    flags = ["--data", corpus_file, "--out", str(tmp_path), *SMALL, "--epochs", "1", "--split", "0.8", "0.2"]
+    assert train.main(flags)["test_ppl"] is None
+    assert "leaves no test text" in capsys.readouterr().out
+    assert sample.read_checkpoint(tmp_path / "checkpoint.pt")["results"]["test_ppl"] is None
+    assert train.main(["--resume", str(tmp_path)])["test_ppl"] is None
+    assert "valid\n" in sampled(capsys, tmp_path / "checkpoint.pt", "--num-samples", 2, "--tokens", 3).out
 
 
 def test_processes_take_their_own_streams(monkeypatch):
@@ -1446,6 +1464,7 @@ def bad_folder(tmp_path_factory, trained):
         folder / "misfit.pt",
     )
     torch.save(contents, folder / "good.pt")
+    torch.save({**contents, "vocabulary": {"index2word": ["a"], "form": "text"}}, folder / "old.pt")
     (folder / "att.pt").write_bytes((trained["attention"][0] / "checkpoint.pt").read_bytes())
     return folder
 
@@ -1469,6 +1488,7 @@ BAD_SAMPLING = {
     "harmful": (["harmful.pt"], "not a checkpoint"),
     "harmful2": (["harmful2.pt"], "could run code"),
     "other": (["other.pt"], "no settings"),
+    "old": (["old.pt"], "earlier version"),
     "misfit": (["misfit.pt"], "larger weights than the file holds"),
     "prompt": (["good.pt", "--prompt", "  "], "prompt is empty"),
     "temperature": (["good.pt", "--temperature", "0"], "--temperature.*above 0"),

@@ -226,7 +226,7 @@ class Trainer:
 
         def on_signal(*_):
             self.signalled = True
-            if self.processes.count == 1:  # torchrun passes on each signal, so that it arrives twice
+            if self.processes.count == 1:  # under torchrun one Ctrl-C may arrive twice
                 set_handlers(before)  # a second one ends the program at once
 
         before = set_handlers({number: on_signal for number in (signal.SIGINT, signal.SIGTERM)})
@@ -329,9 +329,8 @@ class Trainer:
             **{name: getattr(self, name) for name in PLAIN},
         }
         best = self.best()
-        if self.best_weights and self.step_count == 0:  # just after a validation
+        if self.rows and self.step_count == 0:  # just after a validation
             save_checkpoint(self.out / "checkpoint.pt", best)
-        if self.rows:
             log = "".join(",".join(row) + "\n" for row in [COLUMNS, *self.rows])
             write_atomically(self.out / "log.csv", lambda file: file.write(log.encode()))
         save_checkpoint(self.out / "resume.pt", {**best, "training": training})
@@ -355,7 +354,7 @@ class Trainer:
                 self.model.loss(*self.window(0), self.state)  # an error here tells that the state does not fit
             if len(rngs) == self.processes.count:
                 rng_of(self.device).set_rng_state(rngs[rank])
-            else:  # another device or another number of processes needs other random numbers
+            else:  # the run goes on with another device or another number of processes
                 torch.manual_seed(self.args.seed + self.step + rank)
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             reason = " ".join(str(error).split())[:160]
@@ -407,9 +406,11 @@ class Processes:
         store, rank, count = next(dist.rendezvous("env://"))
         store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)  # it outlives a restart
         dist.init_process_group(store=store, rank=rank, world_size=count)
-        size = torch.tensor(len(data := bytearray(pickle.dumps(values))))
+        data = bytearray(pickle.dumps(values))  # torch's own broadcast of objects needs NumPy
+        size = torch.tensor(len(data))
         dist.broadcast(size, src=0)
-        data = data if self.rank == 0 else bytearray(size)  # torch's own broadcast of objects needs NumPy
+        if self.rank:
+            data = bytearray(size.item())
         dist.broadcast(torch.frombuffer(data, dtype=torch.uint8), src=0)
         return pickle.loads(data)
 
