@@ -1192,6 +1192,7 @@ def test_the_best_model_is_kept_and_validated_without_dropout(corpus_file, tmp_p
     rows = list(csv.DictReader(open(tmp_path / "log.csv")))
     losses = [float(row["valid_loss"]) for row in rows]
     assert losses.index(min(losses)) < len(losses) - 1
+    assert rows[-1]["step"] == "194"  # the last step is validated, too
     model, vocabulary, _ = sample.load_checkpoint(tmp_path / "checkpoint.pt")
     model.train()  # evaluate turns dropout off, and on again
     best = train.evaluate(model, data.load_corpus(corpus_file).valid, vocabulary.start)
