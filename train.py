@@ -490,12 +490,9 @@ def set_earlier_run_aside(out, status):
 def read_resume(out, argv):
     """What --resume goes on from -> (the flags: the run's own, then those in argv; what resume.pt holds).
 
-    Raises InputError if the folder holds no run, or another one's checkpoint, or the flags ask for another model or
-    corpus.
+    Raises InputError if the folder holds another run's checkpoint, or the flags ask for another model or corpus.
     """
     path = out / "resume.pt"
-    if not path.exists():
-        raise InputError(f"nothing to resume in {out}: it has no resume.pt")
     saved = read_checkpoint(path)
     settings = saved["settings"]
     if "training" not in saved or settings.keys() != vars(parse_arguments([])).keys() - set(NOT_SETTINGS):
@@ -666,12 +663,14 @@ def prepare(argv, processes, status, stack):
         name = f"torchrun-{os.environ['TORCHELASTIC_RUN_ID']}-{os.getppid()}"
     if args.benchmark and processes.count > 1:
         raise InputError("--benchmark times a single process: start it without torchrun")
+    if args.resume and not (out / "resume.pt").exists():
+        raise InputError(f"nothing to resume in {out}: it has no resume.pt")
+    if not args.benchmark:
+        stack.enter_context(locked(out))
     if args.resume:
         args, saved = read_resume(out, argv)
     elif restarts and (out / "resume.pt").exists() and read_checkpoint(out / "resume.pt").get("run") == name:
         args, saved = read_resume(out, [*argv, "--resume", str(out)])
-    if not args.benchmark:
-        stack.enter_context(locked(out))
     device_of(args.device)
     status.line(f"reading {args.data}")
     corpus = load_corpus(args.data, args.level, args.min_count, args.vocab_size, args.split)
