@@ -1156,6 +1156,14 @@ def make_trainer(corpus_file, out, *flags):
     return train.Trainer(model, corpus, args, train.Status(quiet=True), processes, "test")
 
 
+def test_the_time_left_is_shown(corpus_file, tmp_path, capsys):
+    trainer = make_trainer(corpus_file, tmp_path)
+    trainer.training_step(0.0)
+    trainer.status, trainer.begun = train.Status(), train.time.monotonic() - 30
+    trainer.show(0.75)
+    assert "0:10 left" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_training_is_a_plain_loop(name, corpus_file, tmp_path):
     """For more than an epoch: the state carried and reset, gradients clipped, the learning rate, the windows' order."""
@@ -1526,6 +1534,19 @@ def test_a_changed_bit_is_noticed(name, trained, tmp_path):
             assert "\n" not in str(error)
             refused += 1
     assert refused > 20
+
+
+def test_a_checkpoint_needs_finite_weights_and_distinct_words(trained, tmp_path):
+    contents = sample.read_checkpoint(trained["cell"][0] / "checkpoint.pt")
+    weights = {name: value.clone() for name, value in contents["weights"].items()}
+    weights["output.bias"][3] = torch.nan
+    words = list(contents["vocabulary"]["index2word"])
+    words[words.index("cat")] = "dog"
+    vocabulary = {**contents["vocabulary"], "index2word": words}
+    for changed, message in [({"weights": weights}, "not finite"), ({"vocabulary": vocabulary}, "vocabulary is damaged")]:
+        sample.save_checkpoint(tmp_path / "x.pt", {**contents, **changed})
+        with pytest.raises(InputError, match=message):
+            sample.read_checkpoint(tmp_path / "x.pt")
 
 
 def edits(contents):
