@@ -1543,8 +1543,8 @@ def test_a_checkpoint_needs_finite_weights_and_distinct_words(trained, tmp_path)
     words = list(contents["vocabulary"]["index2word"])
     words[words.index("cat")] = "dog"
     vocabulary = {**contents["vocabulary"], "index2word": words}
-    for changed, message in [({"weights": weights}, "not finite"), ({"vocabulary": vocabulary}, "vocabulary is damaged")]:
-        sample.save_checkpoint(tmp_path / "x.pt", {**contents, **changed})
+    for part, changed, message in [("weights", weights, "not finite"), ("vocabulary", vocabulary, "is damaged")]:
+        sample.save_checkpoint(tmp_path / "x.pt", {**contents, part: changed})
         with pytest.raises(InputError, match=message):
             sample.read_checkpoint(tmp_path / "x.pt")
 
