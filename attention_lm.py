@@ -14,7 +14,7 @@ in a similar situation, and what followed there may well follow here:
     score_0  = s . h' + b                           the sentinel: "look at no slot"
     a        = softmax(score)                       weights over the sentinel and the slots
     context' = sum_j a_j m_j                        what the model sees by looking back (bmm)
-    r        = tanh(W [h', context'] + d)           the readout
+    r        = tanh(W [h', context'] + d)           the readout; with an encoder, W [h', context', m]
     P(w)     = a_0 softmax(Linear(r))_w + sum_j a_j [x_{j+1} = w]
 
 The last line is a mixture of two distributions over the next word w. The model generates a word with probability a_0,
@@ -23,6 +23,7 @@ and copies one from the memory with probability 1 - a_0.
 The memory can hold the states of one of two networks:
 
     memory_from="encoder"    An encoder LSTM reads the same tokens, and m_j is its state: the encoder-decoder model.
+                             Its newest state m is in the readout, too: this trains it to predict words itself.
     memory_from="decoder"    m_j is the decoder's own h' of that step: self-attention. The context is not fed to the
                              decoder, so that the decoder is a plain LSTM and all its steps look back at once.
 
@@ -93,12 +94,13 @@ class AttentionLM(LanguageModel):
         if memory_from == "encoder":
             self.encoder = lstm
             self.decoder = LSTMCell(self.embedding_size + hidden_size, hidden_size)
+            self.readout = nn.Linear(3 * hidden_size, self.readout_size)
         else:
             self.decoder = lstm
+            self.readout = nn.Linear(2 * hidden_size, self.readout_size)
         self.sentinel = nn.Linear(hidden_size, 1)
         nn.init.zeros_(self.sentinel.weight)
         nn.init.constant_(self.sentinel.bias, 2)
-        self.readout = nn.Linear(2 * hidden_size, self.readout_size)
 
     def start(self, B):
         """The state before anything has been read: an empty memory, and zeros."""
@@ -123,17 +125,18 @@ class AttentionLM(LanguageModel):
         step = slot[len(memory) :, None]  # (T, 1), the slot that each step adds
         in_view = (step - M <= slot) & (slot < step)  # (T, S)
         read = self.read_with_encoder if self.memory_from == "encoder" else self.read_alone
-        m, h, context, weights, lstm_states = read(self.embed(input), memory, in_view, context, lstm_states)
-        r = torch.tanh(self.readout(torch.cat((h, context), dim=-1)))  # (T, B, R)
+        m, seen, contexts, weights, lstm_states = read(self.embed(input), memory, in_view, context, lstm_states)
+        r = torch.tanh(self.readout(seen))  # (T, B, R)
         tokens, memory = torch.cat((tokens, input)), torch.cat((memory, m))  # (S, B), (S, B, H)
         followers = torch.cat((tokens[1:], tokens[-1:]))  # (S, B)
-        return r, weights, followers, (tokens[-M:], memory[-M:], context[-1:], *lstm_states)
+        return r, weights, followers, (tokens[-M:], memory[-M:], contexts[-1:], *lstm_states)
 
     def read_with_encoder(self, x, memory, in_view, context, lstm_states):
         """The encoder reads x (T, B, E) first. Then the decoder reads it step by step, with what it sees.
 
         memory (S - T, B, H): the carried slots.  in_view: bool (T, S).  context (1, B, H) and lstm_states are from the
-        state.  Returns the new slots, the decoder's h and context, all (T, B, H), weights (T, B, 1 + S), lstm_states.
+        state.  Returns the new slots (T, B, H), what the readout is given (T, B, 3H), contexts (T, B, H), weights
+        (T, B, 1 + S) and the next lstm_states.
         """
         h, c, *encoder_state = lstm_states
         m, encoder_state = self.encoder(x, encoder_state)  # (T, B, H)
@@ -146,14 +149,15 @@ class AttentionLM(LanguageModel):
             context, a = context[:, 0], a[:, 0]
             steps.append((h, context, a))
         hs, contexts, weights = map(torch.stack, zip(*steps))  # (T, B, H), (T, B, H), (T, B, 1 + S)
-        return m, hs, contexts, weights, (h[None], c[None], *encoder_state)
+        return m, torch.cat((hs, contexts, m), dim=-1), contexts, weights, (h[None], c[None], *encoder_state)
 
     def read_alone(self, x, memory, in_view, context, lstm_states):
-        """The decoder reads x, and its own states are the new slots. Arguments and results: see `read_with_encoder`."""
+        """The decoder reads x, and its own states are the new slots. See `read_with_encoder`, with 2H for 3H."""
         h, lstm_states = self.decoder(x, lstm_states)  # (T, B, H)
         slots = [part.transpose(0, 1) for part in (memory, h)]  # (B, S - T, H), (B, T, H)
-        context, weights = attention(h.transpose(0, 1), self.sentinel, slots, in_view)  # (B, T, H), (B, T, 1 + S)
-        return h, h, context.transpose(0, 1), weights.transpose(0, 1), lstm_states
+        contexts, weights = attention(h.transpose(0, 1), self.sentinel, slots, in_view)  # (B, T, H), (B, T, 1 + S)
+        contexts, weights = contexts.transpose(0, 1), weights.transpose(0, 1)  # (T, B, H), (T, B, 1 + S)
+        return h, torch.cat((h, contexts), dim=-1), contexts, weights, lstm_states
 
     def forward(self, input, state=None):
         """input int64 (T, B), state as returned before or None -> log-probabilities (T, B, V), next state."""

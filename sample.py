@@ -97,12 +97,12 @@ def check_checkpoint(checkpoint, file_size):
     settings, vocabulary, weights, results = (checkpoint[part] for part in parts)
     plain = all(type(value) in (str, int, float, bool, type(None), list) for value in settings.values())
     expect(plain and all(str(value).isprintable() for value in settings.values()), "its settings are damaged")
+    old = "form" in vocabulary or settings.get("model") == "attention" and "memory_from" not in settings
+    expect(not old, "an earlier version of this project wrote it, and this one cannot open it: train the model again")
     size = range(1, LARGEST + 1)
     forms = {"model": tuple(MODELS), "input": ("embedding", "one-hot"), "embedding_size": size, "hidden_size": size}
     forms |= {"layers": range(1, MOST_LAYERS + 1), "dropout": float, "tie_weights": (True, False), "bptt": size}
     if settings.get("model") == "attention":
-        old = "memory_from" not in settings
-        expect(not old, "it holds an older attention model that this version cannot open, so train it again")
         forms |= {"memory": size, "memory_from": ("encoder", "decoder")}
     for name, form in forms.items():
         expect(fits(settings.get(name), form), f"its setting {name} is missing or out of range")
@@ -146,7 +146,7 @@ def check_training(training, model, batch_size):
         expect(fits(training.get(name), form), f"its entry training/{name} is damaged")
     # The model's state is a tuple of tensors with the B streams in dimension 1, or None before the first step.
     plain = state is None or type(state) is tuple and fits(list(state), [torch.Tensor])
-    plain = plain and all(part.shape[1:2] == (batch_size,) for part in state or ())
+    plain = plain and all(part.dim() > 1 and part.shape[1] == batch_size for part in state or ())
     expect(plain, "its entry training/state is damaged")
     # The random numbers' state is {device type: [a uint8 tensor from each process]}.
     plain = isinstance(rng, dict) and all(fits(parts, [torch.Tensor]) for parts in rng.values())

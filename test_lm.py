@@ -13,8 +13,8 @@ import errno
 import hashlib
 import io
 import itertools
-import math
 import json
+import math
 import os
 import pathlib
 import pickle
@@ -346,7 +346,8 @@ def plain_attention_model(model, tokens):
             context = torch.zeros(H, dtype=torch.float64)
             for weight, (slot, _) in zip(a[1:], slots[-M:]):
                 context = context + weight * slot
-            r = torch.tanh(model.readout.weight @ torch.cat((h, context)) + model.readout.bias)
+            seen = (h, context, m) if model.memory_from == "encoder" else (h, context)
+            r = torch.tanh(model.readout.weight @ torch.cat(seen) + model.readout.bias)
             p = list(a[0] * torch.softmax(model.output.weight @ r + model.output.bias, 0))
             for weight, (_, follower) in zip(a[1:], slots[-M:]):
                 p[follower] = p[follower] + weight
@@ -1087,10 +1088,12 @@ class Killed(Exception):
     """Stands for a kill."""
 
 
-def test_a_kill_between_any_two_writes_loses_nothing(trained, corpus_file, tmp_path, monkeypatch):
+def test_a_kill_between_any_two_writes_loses_nothing(tmp_path, monkeypatch):
     """The run is killed before its write number k, for each k, and then resumed, or started anew if it left nothing."""
-    out, results, _ = trained["cell"]
-    real = data.os.replace
+    out, text, real = tmp_path / "undisturbed", tmp_path / "text.txt", data.os.replace
+    text.write_text(make_text(60))
+    small = ["--data", str(text), *SMALL, "--valid-every", "9"]
+    results = train.main([*small, "--out", str(out)])
     for k in itertools.count():
         folder, count = tmp_path / str(k), itertools.count()
 
@@ -1101,8 +1104,8 @@ def test_a_kill_between_any_two_writes_loses_nothing(trained, corpus_file, tmp_p
 
         with monkeypatch.context() as patch:
             patch.setattr(data.os, "replace", replace)
-            patch.setattr(train, "SAVE_EVERY", 0.1)
-            flags = ["--data", corpus_file, "--out", str(folder), *SMALL]
+            patch.setattr(train, "SAVE_EVERY", 0.02)
+            flags = [*small, "--out", str(folder)]
             try:
                 train.main(flags)
                 break
@@ -1130,8 +1133,10 @@ def test_minutes_count_across_a_resume(corpus_file, tmp_path, monkeypatch):
         train.main(flags)
     spent = sample.read_checkpoint(tmp_path / "resume.pt")["training"]["seconds"]
     assert 0.5 < spent < 2.5
+    begun = train.time.monotonic()
     train.main(["--resume", str(tmp_path)])
     assert 3 <= sample.read_checkpoint(tmp_path / "resume.pt")["training"]["seconds"] < 3.2
+    assert train.time.monotonic() - begun < 3.2 - spent + 0.2
 
 
 def test_a_folder_takes_one_run(trained, corpus_file, tmp_path):
@@ -1167,7 +1172,7 @@ def test_resume_refuses_another_model_or_text(trained, tmp_path):
 
 def test_training_stops_at_the_target_and_at_the_time(corpus_file, tmp_path, monkeypatch):
     flags = ["--data", corpus_file, "--out", str(tmp_path), *SMALL]
-    assert train.main([*flags, "--epochs", "500", "--target-ppl", "9"])["valid_ppl"] <= 9
+    assert train.main([*flags, "--epochs", "20", "--target-ppl", "9"])["valid_ppl"] <= 9
     rows = list(csv.DictReader(open(tmp_path / "log.csv")))
     assert [float(row["valid_ppl"]) <= 9 for row in rows] == [False] * (len(rows) - 1) + [True]
     rates = []
@@ -1224,6 +1229,14 @@ def make_trainer(corpus_file, out, *flags):
     return train.Trainer(model, corpus, args, train.Status(quiet=True), processes, "test")
 
 
+def test_the_time_left_is_shown(corpus_file, tmp_path, capsys):
+    trainer = make_trainer(corpus_file, tmp_path)
+    trainer.training_step(0.0)
+    trainer.status, trainer.begun = train.Status(), train.time.monotonic() - 30
+    trainer.show(0.75)
+    assert "0:10 left" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_training_is_a_plain_loop(name, corpus_file, tmp_path):
     """For more than an epoch: the state carried and reset, gradients clipped, the learning rate, the windows' order."""
@@ -1234,7 +1247,8 @@ def test_training_is_a_plain_loop(name, corpus_file, tmp_path):
     target = tokens.view(B, -1).t()  # (N / B, B)
     text = torch.cat((torch.tensor([corpus.vocabulary.start]), tokens[:-1]))
     input = text.view(B, -1).t()
-    optimizer, state, start = torch.optim.AdamW(model.parameters()), None, 0
+    optimizer, state, start, grown = torch.optim.AdamW(model.parameters()), None, 0, []
+    trainer.model.grow = grown.append
     for step in range(steps):
         if start >= len(input):
             state, start = None, 0
@@ -1248,6 +1262,7 @@ def test_training_is_a_plain_loop(name, corpus_file, tmp_path):
         optimizer.step()
         trainer.training_step(step / steps)
     assert step * 30 > len(input) and max(norms) > 0.15
+    assert grown == [step / steps for step in range(steps)]
     for a, b in zip(trainer.model.parameters(), model.parameters()):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     assert_same(trainer.state, state, rtol=1e-4, atol=1e-5)
@@ -1259,6 +1274,7 @@ def test_the_best_model_is_kept_and_validated_without_dropout(corpus_file, tmp_p
     rows = list(csv.DictReader(open(tmp_path / "log.csv")))
     losses = [float(row["valid_loss"]) for row in rows]
     assert losses.index(min(losses)) < len(losses) - 1
+    assert rows[-1]["step"] == "194"  # the last step is validated, too
     model, vocabulary, _ = sample.load_checkpoint(tmp_path / "checkpoint.pt")
     model.train()  # evaluate turns dropout off, and on again
     best = train.evaluate(model, data.load_corpus(corpus_file).valid, vocabulary.start)
@@ -1267,13 +1283,18 @@ def test_the_best_model_is_kept_and_validated_without_dropout(corpus_file, tmp_p
 
 
 def losses_of_20_steps(corpus_file, out):
-    """{model: the losses of its first 20 steps}, each the mean over the processes; run by every one of them."""
+    """{model: the losses of its first 20 steps}, each the mean over the processes; resumed after the tenth."""
     with train.Processes() as processes:
         processes.share()
         losses = {}
         for name in MODELS:
             trainer, losses[name] = make_trainer(corpus_file, out, "--model", name, "--dropout", "0"), []
             for step in range(20):
+                if step == 10:
+                    trainer.save()
+                    processes.mean(0)  # the others wait until the file is there
+                    trainer = make_trainer(corpus_file, out, "--model", name, "--dropout", "0")
+                    trainer.resume(sample.read_checkpoint(trainer.out / "resume.pt"))
                 before = trainer.loss_sum.item()
                 trainer.training_step(step / 20)
                 losses[name] += processes.mean(trainer.loss_sum.item() - before)
@@ -1297,6 +1318,22 @@ def test_two_processes_make_the_steps_of_one(corpus_file, tmp_path):
     for name in MODELS:
         assert alone[name] == pytest.approx(both[0][name], abs=1e-5)
         assert alone[name][-1] < alone[name][0]
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(corpus_file, tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(InputError, match="--batch-size 4 cannot be divided by 3 processes"):
+        train.main(["--data", corpus_file, "--out", str(tmp_path), *SMALL])
+
+
+def test_without_a_test_split_training_says_so(corpus_file, tmp_path, capsys):
+    flags = ["--data", corpus_file, "--out", str(tmp_path), *SMALL, "--epochs", "1", "--split", "0.8", "0.2"]
+    assert train.main(flags)["test_ppl"] is None
+    assert "leaves no test text" in capsys.readouterr().out
+    assert sample.read_checkpoint(tmp_path / "checkpoint.pt")["results"]["test_ppl"] is None
+    assert train.main(["--resume", str(tmp_path)])["test_ppl"] is None
+    assert "valid\n" in sampled(capsys, tmp_path / "checkpoint.pt", "--num-samples", 2, "--tokens", 3).out
 
 
 def test_processes_take_their_own_streams(monkeypatch):
@@ -1362,7 +1399,7 @@ def test_the_commands_run_without_a_warning(name, corpus_file, tmp_path):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_training_outlives_its_standard_output(corpus_file, tmp_path):
-    words = [sys.executable, HERE / "train.py", "--data", corpus_file, *SMALL, "--out"]
+    words = [sys.executable, HERE / "train.py", "--data", corpus_file, *SMALL, "--epochs", "1", "--out"]
     with open("/dev/full", "w") as full:
         ran = subprocess.run([*words, tmp_path / "full"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
     assert (ran.returncode, ran.stderr) == (0, "")
@@ -1533,6 +1570,7 @@ def bad_folder(tmp_path_factory, trained):
         folder / "misfit.pt",
     )
     torch.save(contents, folder / "good.pt")
+    torch.save({**contents, "vocabulary": {"index2word": ["a"], "form": "text"}}, folder / "old.pt")
     (folder / "att.pt").write_bytes((trained["attention"][0] / "checkpoint.pt").read_bytes())
     return folder
 
@@ -1556,6 +1594,7 @@ BAD_SAMPLING = {
     "harmful": (["harmful.pt"], "not a checkpoint"),
     "harmful2": (["harmful2.pt"], "could run code"),
     "other": (["other.pt"], "no settings"),
+    "old": (["old.pt"], "earlier version"),
     "misfit": (["misfit.pt"], "larger weights than the file holds"),
     "prompt": (["good.pt", "--prompt", "  "], "prompt is empty"),
     "temperature": (["good.pt", "--temperature", "0"], "--temperature.*above 0"),
@@ -1594,10 +1633,24 @@ def test_a_changed_bit_is_noticed(name, trained, tmp_path):
     assert refused > 20
 
 
+def test_a_checkpoint_needs_finite_weights_and_distinct_words(trained, tmp_path):
+    contents = sample.read_checkpoint(trained["cell"][0] / "checkpoint.pt")
+    weights = {name: value.clone() for name, value in contents["weights"].items()}
+    weights["output.bias"][3] = torch.nan
+    words = list(contents["vocabulary"]["index2word"])
+    words[words.index("cat")] = "dog"
+    vocabulary = {**contents["vocabulary"], "index2word": words}
+    for part, changed, message in [("weights", weights, "not finite"), ("vocabulary", vocabulary, "is damaged")]:
+        sample.save_checkpoint(tmp_path / "x.pt", {**contents, part: changed})
+        with pytest.raises(InputError, match=message):
+            sample.read_checkpoint(tmp_path / "x.pt")
+
+
 def edits(contents):
     """Checkpoints that are each wrong in one place -> yields (name of the place, dict)."""
+    huge = torch.zeros(1).expand(10**9)
     odd = [None, -1, 0, 10**30, 2.5, float("nan"), float("-inf"), "x", "a\nb", True, [], {}, (), ([],), [1, "a"]]
-    odd += [{"x": 1}, {0: {}}, torch.zeros(0), torch.ones(3, 5), torch.full((16,), torch.nan), torch.zeros(1).expand(10**9)]
+    odd += [{"x": 1}, {0: {}}, torch.zeros(0), torch.ones(3, 5), torch.full((16,), torch.nan), huge]
     for section in contents:
         for value in odd:
             yield section, {**contents, section: value}

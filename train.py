@@ -226,7 +226,7 @@ class Trainer:
 
         def on_signal(*_):
             self.signalled = True
-            if self.processes.count == 1:  # torchrun passes on each signal, so that it arrives twice
+            if self.processes.count == 1:  # under torchrun one Ctrl-C may arrive twice
                 set_handlers(before)  # a second one ends the program at once
 
         before = set_handlers({number: on_signal for number in (signal.SIGINT, signal.SIGTERM)})
@@ -329,9 +329,8 @@ class Trainer:
             **{name: getattr(self, name) for name in PLAIN},
         }
         best = self.best()
-        if self.best_weights and self.step_count == 0:  # just after a validation
+        if self.rows and self.step_count == 0:  # just after a validation
             save_checkpoint(self.out / "checkpoint.pt", best)
-        if self.rows:
             log = "".join(",".join(row) + "\n" for row in [COLUMNS, *self.rows])
             write_atomically(self.out / "log.csv", lambda file: file.write(log.encode()))
         save_checkpoint(self.out / "resume.pt", {**best, "training": training})
@@ -355,7 +354,7 @@ class Trainer:
                 self.model.loss(*self.window(0), self.state)  # an error here tells that the state does not fit
             if len(rngs) == self.processes.count:
                 rng_of(self.device).set_rng_state(rngs[rank])
-            else:  # another device or another number of processes needs other random numbers
+            else:  # the run goes on with another device or another number of processes
                 torch.manual_seed(self.args.seed + self.step + rank)
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             reason = " ".join(str(error).split())[:160]
@@ -404,10 +403,14 @@ class Processes:
         """The first process's values, in all of them; the others wait for it here."""
         if self.count == 1:
             return values
-        dist.init_process_group()
-        size = torch.tensor(len(data := bytearray(pickle.dumps(values))))
+        store, rank, count = next(dist.rendezvous("env://"))
+        store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)  # it outlives a restart
+        dist.init_process_group(store=store, rank=rank, world_size=count)
+        data = bytearray(pickle.dumps(values))  # torch's own broadcast of objects needs NumPy
+        size = torch.tensor(len(data))
         dist.broadcast(size, src=0)
-        data = data if self.rank == 0 else bytearray(size)  # torch's own broadcast of objects needs NumPy
+        if self.rank:
+            data = bytearray(size.item())
         dist.broadcast(torch.frombuffer(data, dtype=torch.uint8), src=0)
         return pickle.loads(data)
 
@@ -433,9 +436,11 @@ class Processes:
 
     def gather(self, tensor):
         """A list of each process's tensor, in main memory."""
-        parts = [tensor.cpu().contiguous() for _ in range(self.count)]
-        if self.count > 1:
-            dist.all_gather(parts, parts[self.rank].clone())
+        tensor = tensor.cpu().contiguous()
+        if self.count == 1:
+            return [tensor]
+        parts = [torch.empty_like(tensor) for _ in range(self.count)]
+        dist.all_gather(parts, tensor)
         return parts
 
 
@@ -485,12 +490,9 @@ def set_earlier_run_aside(out, status):
 def read_resume(out, argv):
     """What --resume goes on from -> (the flags: the run's own, then those in argv; what resume.pt holds).
 
-    Raises InputError if the folder holds no run, or another one's checkpoint, or the flags ask for another model or
-    corpus.
+    Raises InputError if the folder holds another run's checkpoint, or the flags ask for another model or corpus.
     """
     path = out / "resume.pt"
-    if not path.exists():
-        raise InputError(f"nothing to resume in {out}: it has no resume.pt")
     saved = read_checkpoint(path)
     settings = saved["settings"]
     if "training" not in saved or settings.keys() != vars(parse_arguments([])).keys() - set(NOT_SETTINGS):
@@ -602,7 +604,7 @@ def default_hidden_size(args):
     """The --hidden-size with which the three models have equally many parameters, within 2%."""
     if args.model != "attention":
         return 256
-    return {"encoder": 192, "decoder": 240}[args.memory_from]
+    return {"encoder": 190, "decoder": 240}[args.memory_from]
 
 
 def parse_arguments(argv):
@@ -615,7 +617,7 @@ def parse_arguments(argv):
     flag = parser.add_argument_group("model").add_argument
     flag("--model", choices=MODELS, default="cell", help="(%(default)s)")
     flag("--input", choices=["embedding", "one-hot"], default="embedding", help="(%(default)s)")
-    flag("--hidden-size", metavar="N", type=size, help="units in a layer (256; attention: 192, or 240 by the decoder)")
+    flag("--hidden-size", metavar="N", type=size, help="units in a layer (256; attention: 190, or 240 by the decoder)")
     flag("--embedding-size", metavar="N", type=size, help="numbers for a token (the hidden size)")
     flag("--layers", metavar="N", type=number(int, 1, MOST_LAYERS), default=1, help="stacked LSTMs (%(default)s)")
     flag("--dropout", metavar="X", type=number(float, 0, 0.95), default=0.4, help="fraction set to 0 (%(default)s)")
@@ -662,16 +664,19 @@ def prepare(argv, processes, status, stack):
         name = f"torchrun-{os.environ['TORCHELASTIC_RUN_ID']}-{os.getppid()}"
     if args.benchmark and processes.count > 1:
         raise InputError("--benchmark times a single process: start it without torchrun")
+    if args.resume and not (out / "resume.pt").exists():
+        raise InputError(f"nothing to resume in {out}: it has no resume.pt")
+    if not args.benchmark:
+        stack.enter_context(locked(out))
     if args.resume:
         args, saved = read_resume(out, argv)
     elif restarts and (out / "resume.pt").exists() and read_checkpoint(out / "resume.pt").get("run") == name:
         args, saved = read_resume(out, [*argv, "--resume", str(out)])
-    if not args.benchmark:
-        stack.enter_context(locked(out))
     device_of(args.device)
     status.line(f"reading {args.data}")
     corpus = load_corpus(args.data, args.level, args.min_count, args.vocab_size, args.split)
-    if saved and saved["vocabulary"]["index2word"] != corpus.vocabulary.index2word:
+    vocabulary = {"index2word": corpus.vocabulary.index2word, "tokeniser": corpus.vocabulary.tokeniser}
+    if saved and saved["vocabulary"] != vocabulary:
         raise InputError(f"{args.data} is not the text that {out} was trained on: its vocabulary is another one")
     sizes = ", ".join(f"{len(getattr(corpus, split)):,} {split}" for split in SPLITS)
     status.line(f"{sizes} tokens, {len(corpus.vocabulary):,} different, tokeniser {corpus.vocabulary.tokeniser}")
