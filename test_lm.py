@@ -439,7 +439,7 @@ def test_attention_copies_what_it_can_only_know_by_looking_back(name):
     tokens = text(200)
     log_probs, _ = model.eval()(tokens[:-1])
     nats = F.nll_loss(log_probs[12::2].flatten(0, 1), tokens[13::2].flatten())
-    assert nats < 1  # without looking back, at least log 54 = 4.0
+    assert nats < 2  # without looking back, at least log 54 = 4.0
 
 
 def test_the_decoders_loss_trains_the_encoder():
@@ -1252,7 +1252,6 @@ def test_training_is_a_plain_loop(name, corpus_file, tmp_path):
     for step in range(steps):
         if start >= len(input):
             state, start = None, 0
-        model.grow(step / steps)
         loss, state = model.loss(input[start : start + 30], target[start : start + 30], state)
         state, start = tuple(part.detach() for part in state), start + 30
         optimizer.zero_grad()
@@ -1416,9 +1415,13 @@ def test_hidden_sizes_give_equally_many_parameters(monkeypatch):
         return args.hidden_size, args.embedding_size
 
     assert size("--model", "lstm") == size("--model", "cell") == (256, 256)
-    assert size("--model", "attention") == (192, 192)
+    assert size("--model", "attention") == (190, 190)
     assert size("--model", "attention", "--memory-from", "decoder") == (240, 240)
     assert size("--model", "attention", "--hidden-size", "7") == (7, 7)
+    flags = [["lstm"], ["cell"], ["attention"], ["attention", "--memory-from", "decoder"]]
+    models = [sample.build_model(vars(train.parse_arguments(["--model", *words])), 4820) for words in flags]
+    counts = [sum(parameter.numel() for parameter in model.parameters()) for model in models]
+    assert counts[0] == counts[1] and all(abs(count / counts[0] - 1) < 0.02 for count in counts)
 
 
 def test_a_prompt_is_cut_as_the_corpus_was():
