@@ -38,7 +38,6 @@ from earlier calls, then T new ones.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from lstm_cell import LSTM, LSTMCell
