@@ -17,12 +17,15 @@ A language model gives log P(next token | text so far). Decoding turns it into a
                     sampling, Holtzman et al., 2020)
 
 Each token goes back in as the next input, together with the model's state, so no token is
-read twice. `<unk>` is never chosen, because it stands for words outside the vocabulary.
+read twice. `<unk>` is never chosen, because it stands for words outside the vocabulary. A
+text of words never uses the same 5 tokens in a row twice, see --no-repeat, because models
+that copy what they have read can copy themselves for ever.
 
 Sizes in comments: P tokens of prompt, B samples in parallel, V words.
 """
 
 import argparse
+import collections
 import html
 import inspect
 import io
@@ -137,7 +140,6 @@ def check_training(training, model, batch_size):
         "seconds": float,  # of training so far
         "step": range(2**53),
         "loss_sum": float,  # this and the rest since the last validation
-        "recent_loss": float,
         "step_count": range(2**53),
         "token_count": range(2**53),
         "step_seconds": float,
@@ -257,20 +259,47 @@ def choose(log_probs, temperature=None, top_k=None, top_p=None, generator=None):
     return torch.searchsorted(cumulative, drawn, right=True)[:, 0]
 
 
+class NoRepeat:
+    """The tokens of a text so far, and which next tokens would repeat a run of n tokens that it already has."""
+
+    def __init__(self, n, tokens):
+        self.recent, self.followers = collections.deque(maxlen=n - 1), collections.defaultdict(set)
+        for token in tokens:
+            self.add(token)
+
+    def add(self, token):
+        """The text goes on with this token."""
+        if len(self.recent) == self.recent.maxlen:
+            self.followers[tuple(self.recent)].add(token)
+        self.recent.append(token)
+
+    def banned(self):
+        """The tokens that would repeat a run: a list."""
+        return list(self.followers.get(tuple(self.recent), ()))
+
+
 @torch.inference_mode()
-def generate(model, prompt, tokens, samples=1, never=(), generator=None, **how):
+def generate(model, prompt, tokens, samples=1, never=(), no_repeat=0, generator=None, **how):
     """Continue a prompt: int64 (P,), P >= 1 -> yields `tokens` tensors (samples,), one a step.
 
-    never: indices of tokens that are never chosen.  generator: a CPU torch.Generator.  how: see `choose`.
+    never: indices of tokens that are never chosen.  no_repeat: the length of runs of tokens that no text repeats, if
+    it can avoid it; 0 allows all.  generator: a CPU torch.Generator.  how: see `choose`.
     """
     device, state = next(model.parameters()).device, None
+    texts = [NoRepeat(no_repeat, prompt.tolist()) for _ in range(samples)] if no_repeat else []
     unread = prompt[:, None].expand(-1, samples)  # (P, B)
     for _ in range(tokens):
         for part in unread.split(256):  # the log-probabilities of a long prompt at once could fill the memory
             log_probs, state = model(part.to(device), state)  # (<= 256, B, V)
         scores = log_probs[-1].float().cpu()  # (B, V)
         scores[:, list(never)] = -torch.inf
+        for row, text in zip(scores, texts):
+            allowed = row.index_fill(0, torch.tensor(text.banned(), dtype=torch.int64), -torch.inf)
+            if allowed.max() > -torch.inf:
+                row.copy_(allowed)
         token = choose(scores, generator=generator, **how)  # (B,)
+        for text, index in zip(texts, token.tolist()):
+            text.add(index)
         yield token
         unread = token[None]  # (1, B)
 
@@ -291,11 +320,16 @@ def prompt_tokens(text, vocabulary):
     return tokens, list(dict.fromkeys(unknown))
 
 
-def continuations(model, vocabulary, prompt, tokens, samples, seed, **how):
-    """Yield (samples,) lists of new tokens, step by step, after a prompt given as a list of tokens."""
+def continuations(model, vocabulary, prompt, tokens, samples, seed, no_repeat=None, **how):
+    """Yield (samples,) lists of new tokens, step by step, after a prompt given as a list of tokens.
+
+    no_repeat: see `generate`; if None, 5 for words and 0 for characters.  how: see `choose`.
+    """
+    if no_repeat is None:
+        no_repeat = 0 if vocabulary.tokeniser == "chars" else 5
     start = torch.cat((torch.tensor([vocabulary.start]), vocabulary.encode(prompt)))
     generator = torch.Generator().manual_seed(seed)
-    for token in generate(model, start, tokens, samples, [vocabulary.index(UNK)], generator, **how):
+    for token in generate(model, start, tokens, samples, [vocabulary.index(UNK)], no_repeat, generator, **how):
         yield vocabulary.decode(token)
 
 
@@ -353,7 +387,7 @@ def measure_decoding(paths, loaded, temperatures, args):
 
     show("validation text", "", corpus.valid[: args.tokens].tolist())
     for (path, (model, _, _)), temperature in itertools.product(zip(paths, loaded), temperatures):
-        how = dict(temperature=temperature, top_k=args.top_k, top_p=args.top_p)
+        how = dict(temperature=temperature, top_k=args.top_k, top_p=args.top_p, no_repeat=args.no_repeat)
         steps = continuations(model, vocabulary, [], args.tokens, 1, args.seed, **how)
         text = vocabulary.encode(token for (token,) in steps).tolist()
         show(path, f"t = {temperature:g}" if temperature else "greedy", text)
@@ -379,14 +413,14 @@ def look_back(model, vocabulary, tokens):
 
 
 def most_seen(rows, count):
-    """The slots with the largest sums of weights over the rows of `look_back`, at most `count`, in order of the text."""
+    """The slots with the largest sums of weights over the rows of `look_back`: at most `count`, in order."""
     slots = range(len(rows[-1][3]))
     total = [sum(weights[j] for *_, weights in rows if j < len(weights)) for j in slots]
     return sorted(sorted(slots, key=total.__getitem__)[-count:])
 
 
 def draw_attention(rows, tokens, width):
-    """The last rows of `look_back` as text, at most `width` wide: a shade for each slot, and the two largest weights."""
+    """The last rows of `look_back` as text of this width: a shade for each slot, and the two largest weights."""
     columns = most_seen(rows, max(10, width - 74))
     before = ["(start)", *tokens]
     lines = ["         the word  P(word)  copied  the slots most looked at, as: word -> the word that followed it"]
@@ -490,6 +524,7 @@ def parse_arguments(argv):
     flag("--temperature", type=temperature, nargs="+", metavar="T", help="above 0; several are compared (0.8)")
     flag("--top-k", type=size, metavar="K", help="draw among the K most probable tokens (all)")
     flag("--top-p", type=number(float, 0, 1, open_low=True), metavar="P", help="draw among those that hold P (1)")
+    flag("--no-repeat", type=number(int, 0, 1000), metavar="N", help="never write N tokens twice (5; chars: 0, off)")
     flag("--seed", type=number(int, 0, 2**62), default=0, metavar="N", help="of the random numbers (%(default)s)")
     flag = parser.add_argument_group("model").add_argument
     flag("--model", choices=["lstm", "cell"], help="open a checkpoint of one with the other (its own)")
@@ -565,7 +600,7 @@ def main(argv=None):
             given, unknown = ([], []) if prompt is None else prompt_tokens(prompt, vocabulary)
             if unknown:
                 print(f"note: {path} does not know {', '.join(unknown)}; read as {UNK}", file=sys.stderr)
-            how = dict(temperature=temperature, top_k=args.top_k, top_p=args.top_p)
+            how = dict(temperature=temperature, top_k=args.top_k, top_p=args.top_p, no_repeat=args.no_repeat)
             steps = continuations(model, vocabulary, given, args.tokens, args.num_samples, args.seed, **how)
             if alone:
                 firsts.append(stream(given, steps, vocabulary.tokeniser))

@@ -392,7 +392,7 @@ def test_an_empty_memory_gives_no_context_and_copies_nothing(name):
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("name", ["attention", "self-attention"])
 def test_memory_is_respected_to_the_slot(name, training):
-    """A step sees the M slots before it: the last follower it sees is the token it reads, the first is M - 1 earlier."""
+    """A step sees the M slots before it: the last follower that it sees is the token that it reads."""
     model = make_model(name, memory=4).train(training)
     model.in_view = 3
     M = 3 if training else 4  # in_view acts in training alone
@@ -893,6 +893,23 @@ def test_standard_output_that_is_full_or_closed(output, expected, tmp_path):
 # --- sample.py -----------------------------------------------------------------------------
 
 
+def test_no_run_of_tokens_is_repeated():
+    for n in (1, 2, 3, 5):
+        draw = random.Random(n)
+        tokens = [draw.randrange(4) for _ in range(60)]
+        text = sample.NoRepeat(n, tokens)
+        runs = {tuple(tokens[k : k + n]) for k in range(60 - n + 1)}
+        expected = {word for word in range(4) if (*tokens[60 - n + 1 :], word) in runs}
+        assert set(text.banned()) == expected
+    model, prompt = make_model("cell"), torch.tensor([1, 2])
+    for n in (2, 3):
+        made = torch.stack(list(sample.generate(model, prompt, 40, samples=2, no_repeat=n))).t()
+        for row in made.tolist():
+            row = [1, 2, *row]
+            assert len({tuple(row[k : k + n]) for k in range(42 - n + 1)}) == 42 - n + 1
+    assert len(list(sample.generate(model, prompt, 40, no_repeat=1))) == 40  # only 11 tokens: it repeats after all
+
+
 def test_greedy_and_temperature():
     log_probs = torch.log_softmax(torch.randn(4, 30, dtype=torch.float64), -1)
     best = log_probs.argmax(-1)
@@ -1355,7 +1372,8 @@ def test_training_works_outside_the_main_thread(corpus_file, tmp_path):
 def test_benchmark_times_all_and_trains_none(corpus_file, tmp_path, capsys):
     train.main(["--benchmark", "--data", corpus_file, "--out", str(tmp_path), *SMALL])
     shown = capsys.readouterr().out
-    assert [line[:10].strip() for line in shown.splitlines()[-5:]] == [*MODELS, "lstm alone", "cell alone"]
+    names = [line[:16].strip() for line in shown.splitlines()[-6:]]
+    assert names == [*MODELS, "decoder's memory", "lstm alone", "cell alone"]
     assert shown.count("1.00 of lstm ") == 2 and not list(tmp_path.iterdir())
 
 

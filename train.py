@@ -177,7 +177,7 @@ class Trainer:
 
         Tensors kept from each step would lie between large freed ones and memory would grow, so losses are summed.
         """
-        self.loss_sum, self.recent_loss = torch.zeros(2, device=self.device)  # the latter a mean of about 50 steps
+        self.loss_sum = torch.zeros((), device=self.device)
         self.step_count, self.token_count, self.step_seconds = 0, 0, 0.0
 
     def window(self, position):
@@ -201,7 +201,6 @@ class Trainer:
         self.step += 1
         self.step_count += 1
         self.loss_sum += loss.detach()
-        self.recent_loss.lerp_(loss.detach(), 1 / min(self.step_count, 50))
         self.token_count += target.numel() * self.processes.count
         self.step_seconds += time.monotonic() - begun
 
@@ -260,7 +259,7 @@ class Trainer:
 
     def show(self, progress):
         """Report how training goes."""
-        loss = self.recent_loss.item()
+        loss = self.loss_sum.item() / self.step_count  # the mean since the last validation
         self.require_finite(loss)
         left = (time.monotonic() - self.begun) * (1 - progress) / max(progress, 1e-9)
         self.status.update(
@@ -313,7 +312,7 @@ class Trainer:
         """
         self.require_finite(self.loss_sum, *self.model.parameters())
         self.saved = time.monotonic()
-        loss_sum, recent_loss = self.processes.mean(self.loss_sum.item(), self.recent_loss.item())
+        (loss_sum,) = self.processes.mean(self.loss_sum.item())
         state = self.state and tuple(torch.cat(self.processes.gather(part), dim=1) for part in self.state)
         rng = {self.device.type: self.processes.gather(rng_of(self.device).get_rng_state())}
         if self.processes.rank:
@@ -325,7 +324,6 @@ class Trainer:
             "rng": rng,
             "seconds": self.saved - self.begun,
             "loss_sum": loss_sum,
-            "recent_loss": recent_loss,
             **{name: getattr(self, name) for name in PLAIN},
         }
         best = self.best()
@@ -344,7 +342,6 @@ class Trainer:
         for name in PLAIN:
             setattr(self, name, training[name])
         self.loss_sum.fill_(training["loss_sum"])
-        self.recent_loss.fill_(training["recent_loss"])
         self.best_weights = saved["weights"] if self.rows else None
         self.begun = time.monotonic() - training["seconds"]
         state, rngs = training["state"], training["rng"].get(self.device.type, [])
@@ -559,14 +556,16 @@ def clock(seconds):
 
 
 def benchmark(argv, corpus, device, status, rounds=12, steps=5):
-    """Time the three models' training steps, and forward and backward of the two LSTMs alone.
+    """Time training steps of the models, halfway through training, and forward and backward of the two LSTMs alone.
 
     They take turns, so that changes in the machine's speed affect them equally. Prints for each the median over
     `rounds` turns of `steps` steps, in tokens/s, after its ratio to the one on `torch.nn.LSTM`.
     """
     trainers = {}
-    for name in MODELS:
-        args = parse_arguments([*argv, "--model", name])
+    models = {name: ["--model", name] for name in MODELS}
+    models["decoder's memory"] = ["--model", "attention", "--memory-from", "decoder"]
+    for name, flags in models.items():
+        args = parse_arguments([*argv, *flags])
         torch.manual_seed(args.seed)
         model = build_model(vars(args), len(corpus.vocabulary)).to(device).train()
         trainers[name] = Trainer(model, corpus, args, status, Processes())
@@ -594,7 +593,7 @@ def benchmark(argv, corpus, device, status, rounds=12, steps=5):
     medians = {name: statistics.median(values) for name, values in speeds.items()}
     for name, median in medians.items():
         base = "lstm alone" if name in cores else "lstm"
-        status.line(f"{name:>10}  {median / medians[base]:.2f} of {base}  {median:>9,.0f} tokens/s")
+        status.line(f"{name:>16}  {median / medians[base]:.2f} of {base}  {median:>9,.0f} tokens/s")
 
 
 # --- The command -------------------------------------------------------------------------
