@@ -5,7 +5,7 @@
     echo "if the file" | python sample.py out/cell/checkpoint.pt --prompt - --temperature 0.7
     python sample.py out/*/checkpoint.pt --prompt "the function returns" --greedy --temperature 0.5 1.0
     python sample.py out/attention/checkpoint.pt --show-attention attention.svg
-    python sample.py out/*/checkpoint.pt --greedy --temperature 0.5 1.0 --tokens 2000 --measure
+    python sample.py out/*/checkpoint.pt --greedy --temperature 0.5 1.0 --tokens 400 --num-samples 10 --measure
 
 A language model gives log P(next token | text so far). Decoding turns it into a text:
 
@@ -356,20 +356,22 @@ def four_grams(tokens):
     return list(zip(*(tokens[k:] for k in range(4))))
 
 
-def measure(tokens, known, ngram):
-    """Three numbers about a text, a list of at least 4 token numbers -> (repeated, copied, perplexity).
+def measure(texts, known, ngram):
+    """Three numbers about texts, lists of at least 4 token numbers -> (repeated, copied, perplexity).
 
-    repeated: the share of its 4-grams that it has used before.  copied: the share of its 4-grams that stand in the
-    training text, given as the set `known`.  perplexity: of the text under `ngram`, a KneserNey of the training text.
+    repeated: the share of 4-grams that the same text has used before.  copied: the share of 4-grams that stand in the
+    training text, given as the set `known`.  perplexity: of the texts under `ngram`, a KneserNey of the training text.
     """
-    grams = four_grams(tokens)
-    repeated = 1 - len(set(grams)) / len(grams)
-    copied = sum(gram in known for gram in grams) / len(grams)
-    return repeated, copied, ngram.perplexity(tokens)
+    grams = [four_grams(tokens) for tokens in texts]
+    count = sum(map(len, grams))
+    repeated = 1 - sum(len(set(text)) for text in grams) / count
+    copied = sum(gram in known for text in grams for gram in text) / count
+    nats = [math.log(ngram.perplexity(tokens)) * len(tokens) for tokens in texts]
+    return repeated, copied, math.exp(sum(nats) / sum(map(len, texts)))
 
 
 def measure_decoding(paths, loaded, temperatures, args):
-    """Print `measure` of validation text, and of a text from each checkpoint at each temperature (None is greedy).
+    """Print `measure` of validation text, and of texts from each checkpoint at each temperature (None is greedy).
 
     Raises InputError if the checkpoints were not trained on the same corpus.
     """
@@ -377,20 +379,20 @@ def measure_decoding(paths, loaded, temperatures, args):
     corpus = load_corpus(*(settings[name] for name in ("data", "level", "min_count", "vocab_size", "split")))
     if any(other.index2word != corpus.vocabulary.index2word for _, other, _ in loaded):
         raise InputError("--measure needs checkpoints that were trained on one corpus, and this corpus unchanged")
-    train = corpus.train.tolist()
+    train, N = corpus.train.tolist(), args.tokens
     known, ngram = set(four_grams(train)), KneserNey(train, 5, len(vocabulary))
     print(f"{'repeated':>52}  in training  5-gram ppl")
 
-    def show(name, how, tokens):
-        repeated, copied, perplexity = measure(tokens, known, ngram)
+    def show(name, how, texts):
+        repeated, copied, perplexity = measure(texts, known, ngram)
         print(f"{name[-30:]:30} {how:11} {repeated:9.1%}  {copied:11.1%}  {perplexity:10.1f}", flush=True)
 
-    show("validation text", "", corpus.valid[: args.tokens].tolist())
+    show("validation text", "", [part.tolist() for part in corpus.valid[: N * args.num_samples].split(N)])
     for (path, (model, _, _)), temperature in itertools.product(zip(paths, loaded), temperatures):
         how = dict(temperature=temperature, top_k=args.top_k, top_p=args.top_p, no_repeat=args.no_repeat)
-        steps = continuations(model, vocabulary, [], args.tokens, 1, args.seed, **how)
-        text = vocabulary.encode(token for (token,) in steps).tolist()
-        show(path, f"t = {temperature:g}" if temperature else "greedy", text)
+        steps = continuations(model, vocabulary, [], N, args.num_samples, args.seed, **how)
+        texts = [vocabulary.encode(text).tolist() for text in zip(*steps)]
+        show(path, f"t = {temperature:g}" if temperature else "greedy", texts)
 
 
 # --- Attention, for people to look at ----------------------------------------------------
@@ -544,7 +546,7 @@ def parse_arguments(argv):
     if not args.checkpoints:
         parser.error("give a checkpoint, such as out/cell/checkpoint.pt")
     if args.measure and args.tokens < 4:
-        parser.error("--measure needs --tokens of at least 4, and 2000 to tell much")
+        parser.error("--measure needs --tokens of at least 4")
     return args
 
 

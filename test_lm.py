@@ -1496,14 +1496,18 @@ def test_the_comparison_shows_checkpoints_side_by_side(trained, capsys, monkeypa
 
 def test_decoding_is_compared_by_numbers(trained, corpus_file, capsys):
     ngram = data.KneserNey([0, 1, 2, 3] * 9, 2, 5)
-    repeated, copied, perplexity = sample.measure([0, 1, 2, 3, 0, 1, 2, 3, 4], {(0, 1, 2, 3), (1, 2, 3, 0)}, ngram)
-    assert (repeated, copied) == (pytest.approx(1 / 6), pytest.approx(3 / 6))
-    assert perplexity == ngram.perplexity([0, 1, 2, 3, 0, 1, 2, 3, 4])
+    texts = [[0, 1, 2, 3, 0, 1, 2, 3, 4], [0, 1, 2, 3]]
+    repeated, copied, perplexity = sample.measure(texts, {(0, 1, 2, 3), (1, 2, 3, 0)}, ngram)
+    assert (repeated, copied) == (pytest.approx(1 / 7), pytest.approx(4 / 7))  # 7 4-grams, one of them twice in a text
+    nats = [9 * math.log(ngram.perplexity(texts[0])), 4 * math.log(ngram.perplexity(texts[1]))]
+    assert perplexity == pytest.approx(math.exp(sum(nats) / 13))
     paths = [trained[name][0] / "checkpoint.pt" for name in MODELS]
-    lines = sampled(capsys, *paths, "--greedy", "--temperature", 1, "--tokens", 300, "--measure").out.splitlines()
-    assert [line.split()[-1] for line in lines[:1]] == ["ppl"] and len(lines) == 2 + 2 * 3
-    valid = data.load_corpus(corpus_file)
-    numbers = sample.measure(valid.valid[:300].tolist(), set(sample.four_grams(valid.train.tolist())), ngram)
+    flags = ["--greedy", "--temperature", 1, "--tokens", 60, "--num-samples", 5, "--measure"]
+    lines = sampled(capsys, *paths, *flags).out.splitlines()
+    assert lines[0].split()[-1] == "ppl" and len(lines) == 2 + 2 * 3
+    corpus = data.load_corpus(corpus_file)
+    known, pieces = set(sample.four_grams(corpus.train.tolist())), [part.tolist() for part in corpus.valid[:300].split(60)]
+    numbers = sample.measure(pieces, known, ngram)
     assert [f"{numbers[0]:.1%}", f"{numbers[1]:.1%}"] == lines[1].split()[2:4]
 
 
