@@ -18,7 +18,7 @@ A language model gives log P(next token | text so far). Decoding turns it into a
 
 Each token goes back in as the next input, together with the model's state, so no token is
 read twice. `<unk>` is never chosen, because it stands for words outside the vocabulary. A
-text of words never uses the same 5 tokens in a row twice, see --no-repeat, because models
+text of words never uses the same 4 tokens in a row twice, see --no-repeat, because models
 that copy what they have read can copy themselves for ever.
 
 Sizes in comments: P tokens of prompt, B samples in parallel, V words.
@@ -323,10 +323,10 @@ def prompt_tokens(text, vocabulary):
 def continuations(model, vocabulary, prompt, tokens, samples, seed, no_repeat=None, **how):
     """Yield (samples,) lists of new tokens, step by step, after a prompt given as a list of tokens.
 
-    no_repeat: see `generate`; if None, 5 for words and 0 for characters.  how: see `choose`.
+    no_repeat: see `generate`; if None, 4 for words and 0 for characters.  how: see `choose`.
     """
     if no_repeat is None:
-        no_repeat = 0 if vocabulary.tokeniser == "chars" else 5
+        no_repeat = 0 if vocabulary.tokeniser == "chars" else 4
     start = torch.cat((torch.tensor([vocabulary.start]), vocabulary.encode(prompt)))
     generator = torch.Generator().manual_seed(seed)
     for token in generate(model, start, tokens, samples, [vocabulary.index(UNK)], no_repeat, generator, **how):
@@ -526,7 +526,7 @@ def parse_arguments(argv):
     flag("--temperature", type=temperature, nargs="+", metavar="T", help="above 0; several are compared (0.8)")
     flag("--top-k", type=size, metavar="K", help="draw among the K most probable tokens (all)")
     flag("--top-p", type=number(float, 0, 1, open_low=True), metavar="P", help="draw among those that hold P (1)")
-    flag("--no-repeat", type=number(int, 0, 1000), metavar="N", help="never write N tokens twice (5; chars: 0, off)")
+    flag("--no-repeat", type=number(int, 0, 1000), metavar="N", help="never write the same N tokens twice (4; characters: 0, off)")
     flag("--seed", type=number(int, 0, 2**62), default=0, metavar="N", help="of the random numbers (%(default)s)")
     flag = parser.add_argument_group("model").add_argument
     flag("--model", choices=["lstm", "cell"], help="open a checkpoint of one with the other (its own)")
