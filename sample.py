@@ -526,7 +526,7 @@ def parse_arguments(argv):
     flag("--temperature", type=temperature, nargs="+", metavar="T", help="above 0; several are compared (0.8)")
     flag("--top-k", type=size, metavar="K", help="draw among the K most probable tokens (all)")
     flag("--top-p", type=number(float, 0, 1, open_low=True), metavar="P", help="draw among those that hold P (1)")
-    flag("--no-repeat", type=number(int, 0, 1000), metavar="N", help="never write the same N tokens twice (4; characters: 0, off)")
+    flag("--no-repeat", type=number(int, 0, 1000), metavar="N", help="never write N tokens twice (4; char: 0, off)")
     flag("--seed", type=number(int, 0, 2**62), default=0, metavar="N", help="of the random numbers (%(default)s)")
     flag = parser.add_argument_group("model").add_argument
     flag("--model", choices=["lstm", "cell"], help="open a checkpoint of one with the other (its own)")

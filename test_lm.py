@@ -1506,7 +1506,8 @@ def test_decoding_is_compared_by_numbers(trained, corpus_file, capsys):
     lines = sampled(capsys, *paths, *flags).out.splitlines()
     assert lines[0].split()[-1] == "ppl" and len(lines) == 2 + 2 * 3
     corpus = data.load_corpus(corpus_file)
-    known, pieces = set(sample.four_grams(corpus.train.tolist())), [part.tolist() for part in corpus.valid[:300].split(60)]
+    known = set(sample.four_grams(corpus.train.tolist()))
+    pieces = [part.tolist() for part in corpus.valid[:300].split(60)]
     numbers = sample.measure(pieces, known, ngram)
     assert [f"{numbers[0]:.1%}", f"{numbers[1]:.1%}"] == lines[1].split()[2:4]
 
