@@ -13,7 +13,7 @@ in a similar situation, and what followed there may well follow here:
     score_j  = m_j . h'                             dot product with each slot in view
     score_0  = s . h' + b                           the sentinel: "look at no slot"
     a        = softmax(score)                       weights over the sentinel and the slots
-    context' = sum_j a_j m_j                        what the model sees by looking back (bmm)
+    context' = sum_j a_j m_j                        what the model sees by looking back; the sentinel adds nothing
     r        = tanh(W [h', context'] + d)           the readout; with an encoder, W [h', context', m]
     P(w)     = a_0 softmax(Linear(r))_w + sum_j a_j [x_{j+1} = w]
 
@@ -23,12 +23,12 @@ and copies one from the memory with probability 1 - a_0.
 The memory can hold the states of one of two networks:
 
     memory_from="encoder"    An encoder LSTM reads the same tokens, and m_j is its state: the encoder-decoder model.
-                             Its newest state m is in the readout, too: this trains it to predict words itself.
+                             Its newest state m is also given to the readout, so that it learns to predict words.
     memory_from="decoder"    m_j is the decoder's own h' of that step: self-attention. The context is not fed to the
                              decoder, so that the decoder is a plain LSTM and all its steps look back at once.
 
-The memory slides along the text. A slot comes into view as soon as the token that followed it has been read, and
-leaves it when M newer ones are in view. Before the first slot, a_0 is 1, the context is zero and nothing is copied.
+The memory slides along the text. At step t, when x_t has been read, the slots t-M to t-1 are in view: the M latest for
+which the following token is known. At the first step there are none, so a_0 is 1 and the context is zero.
 
 Attention is that of Bahdanau et al. (2015), with the dot product, the readout and the fed context of Luong et al.
 (2015). Copying and the sentinel are those of Merity et al. (2017); see also Grave et al. (2017) and See et al. (2017).
@@ -45,18 +45,20 @@ from lstm_lm import LanguageModel
 
 
 def attention(h, sentinel, slots, in_view):
-    """Dot-product attention to the sentinel and to the slots in view.
+    """Dot-product attention to the sentinel and to the slots in view -> context (T, B, H), weights (T, B, 1 + S).
 
-    h (B, T, H).  sentinel: a Linear from H to 1, for its score.  slots: a list of parts, (B, S_k, H) each, S in all.
-    in_view: bool (T, S) or (S,).  -> context (B, T, H), weights (B, T, 1 + S), that of the sentinel first, sum 1.
-    The slots come in parts because in training the carried ones need no gradient: a step takes a fifth less time.
+    h (T, B, H).  sentinel: a Linear from H to 1, for its score.  in_view: bool (T, S).  The weights of a step sum to 1,
+    and that of the sentinel is first.  slots: a list of parts, (B, S_k, H) each, S slots in all. They come in parts
+    because in training the carried ones need no gradient: a step then takes a fifth less time.
     """
     with torch.autocast(h.device.type, enabled=False):  # bfloat16 has too few digits for scores
+        h = h.transpose(0, 1)  # (B, T, H)
         scores = torch.cat([torch.bmm(h, part.transpose(1, 2)) for part in slots], dim=-1)  # (B, T, S)
         scores = torch.cat((sentinel(h), scores.masked_fill(~in_view, -torch.inf)), dim=-1)  # (B, T, 1 + S)
         weights = torch.softmax(scores, dim=-1)  # (B, T, 1 + S)
         _, *parts = weights.split([1, *(part.shape[1] for part in slots)], dim=-1)  # (B, T, S_k) each
-        return sum(torch.bmm(a, part) for a, part in zip(parts, slots)), weights
+        context = sum(torch.bmm(a, part) for a, part in zip(parts, slots))  # (B, T, H)
+        return context.transpose(0, 1), weights.transpose(0, 1)
 
 
 def log(p):
@@ -68,28 +70,20 @@ class AttentionLM(LanguageModel):
     """An LSTM language model that looks back at earlier states and can copy the words that followed them.
 
     num_layers: L, of the LSTM whose states are the memory.  memory_from: "encoder" or "decoder", as above.
-    memory: M, the number of slots in view. In training it grows to M, see `grow`.
+    memory: M, the number of slots in view. In training fewer are in view at first, see `grow`.
     The other arguments are those of `LanguageModel`.
 
-    The state is (tokens, memory, context, h, c, and with an encoder its h and c): the tokens (M, B) and states
-    (M, B, H) of the slots, the last context (1, B, H), and the states of the LSTMs, (L, B, H) or (1, B, H).
+    The state is (tokens, memory, context, h, c, and with an encoder its h and c): the tokens (S, B) and states
+    (S, B, H) of the last slots, S <= M, the last context (1, B, H), and the LSTMs' states, (L, B, H) or (1, B, H).
     """
 
     def __init__(
-        self,
-        vocab_size,
-        embedding_size,
-        hidden_size,
-        num_layers=1,
-        dropout=0.0,
-        input="embedding",
-        tie_weights=False,
-        memory_from="encoder",
-        memory=400,
+        self, vocab_size, embedding_size, hidden_size, num_layers=1, memory_from="encoder", memory=400, **options
     ):
-        super().__init__(vocab_size, embedding_size, hidden_size, dropout, input, tie_weights)
-        self.hidden_size, self.memory_from, self.memory, self.in_view = hidden_size, memory_from, memory, memory
-        lstm = LSTM(self.embedding_size, hidden_size, num_layers, dropout=dropout)
+        super().__init__(vocab_size, embedding_size, hidden_size, **options)
+        self.hidden_size, self.num_layers, self.memory_from = hidden_size, num_layers, memory_from
+        self.memory = self.in_view = memory
+        lstm = LSTM(self.embedding_size, hidden_size, num_layers, dropout=self.dropout)
         if memory_from == "encoder":
             self.encoder = lstm
             self.decoder = LSTMCell(self.embedding_size + hidden_size, hidden_size)
@@ -101,15 +95,11 @@ class AttentionLM(LanguageModel):
         nn.init.zeros_(self.sentinel.weight)
         nn.init.constant_(self.sentinel.bias, 2)
 
-    def start(self, B):
+    def start(self, input):
         """The state before anything has been read: an empty memory, and zeros."""
-
-        def zeros(*shape):
-            return self.output.weight.new_zeros(*shape, B, self.hidden_size)
-
-        layers = [1, self.encoder.num_layers] if self.memory_from == "encoder" else [self.decoder.num_layers]
-        tokens = torch.zeros(0, B, dtype=torch.int64, device=self.output.weight.device)
-        return tokens, zeros(0), zeros(1), *(zeros(L) for L in layers for _ in "hc")
+        L, new_zeros = self.num_layers, self.output.weight.new_zeros
+        lengths = (0, 1, 1, 1, L, L) if self.memory_from == "encoder" else (0, 1, L, L)  # of memory, context, h, c, ...
+        return input[:0], *(new_zeros(length, input.shape[1], self.hidden_size) for length in lengths)
 
     def attend(self, input, state=None):
         """Read input int64 (T, B) and look back at each step.
@@ -118,45 +108,40 @@ class AttentionLM(LanguageModel):
         of the sentinel. followers[j] is the token that followed slot j; that of the last slot is not known yet, and
         no step sees this slot.
         """
-        tokens, memory, context, *lstm_states = self.start(input.shape[1]) if state is None else state
+        tokens, memory, *rest = self.start(input) if state is None else state
         M = self.in_view if self.training else self.memory
         slot = torch.arange(len(memory) + len(input), device=input.device)  # (S,), the carried ones and those to come
         step = slot[len(memory) :, None]  # (T, 1), the slot that each step adds
         in_view = (step - M <= slot) & (slot < step)  # (T, S)
         read = self.read_with_encoder if self.memory_from == "encoder" else self.read_alone
-        m, seen, contexts, weights, lstm_states = read(self.embed(input), memory, in_view, context, lstm_states)
-        r = torch.tanh(self.readout(seen))  # (T, B, R)
+        m, seen, weights, rest = read(self.embed(input), memory, in_view, *rest)
+        r = torch.tanh(self.readout(torch.cat(seen, dim=-1)))  # (T, B, R)
         tokens, memory = torch.cat((tokens, input)), torch.cat((memory, m))  # (S, B), (S, B, H)
         followers = torch.cat((tokens[1:], tokens[-1:]))  # (S, B)
-        return r, weights, followers, (tokens[-M:], memory[-M:], contexts[-1:], *lstm_states)
+        return r, weights, followers, (tokens[-M:], memory[-M:], *rest)
 
-    def read_with_encoder(self, x, memory, in_view, context, lstm_states):
+    def read_with_encoder(self, x, memory, in_view, context, h, c, *encoder_state):
         """The encoder reads x (T, B, E) first. Then the decoder reads it step by step, with what it sees.
 
-        memory (S - T, B, H): the carried slots.  in_view: bool (T, S).  context (1, B, H) and lstm_states are from the
-        state.  Returns the new slots (T, B, H), what the readout is given (T, B, 3H), contexts (T, B, H), weights
-        (T, B, 1 + S) and the next lstm_states.
+        memory (S - T, B, H): the carried slots.  in_view: bool (T, S).  The other arguments are the rest of the state.
+        Returns the new slots (T, B, H), what the readout is given, weights (T, B, 1 + S) and the next rest.
         """
-        h, c, *encoder_state = lstm_states
         m, encoder_state = self.encoder(x, encoder_state)  # (T, B, H)
         slots = [part.transpose(0, 1).contiguous() for part in (memory, m)]  # (B, S - T, H), (B, T, H)
-        h, c, context = h[0], c[0], context[0]  # (B, H) each
-        steps = []
-        for x_t, in_view_t in zip(x, in_view):
-            h, c = self.decoder(torch.cat((x_t, context), dim=-1), (h, c))
-            context, a = attention(h[:, None], self.sentinel, slots, in_view_t)  # (B, 1, H), (B, 1, 1 + S)
-            context, a = context[:, 0], a[:, 0]
-            steps.append((h, context, a))
-        hs, contexts, weights = map(torch.stack, zip(*steps))  # (T, B, H), (T, B, H), (T, B, 1 + S)
-        return m, torch.cat((hs, contexts, m), dim=-1), contexts, weights, (h[None], c[None], *encoder_state)
+        h, c, steps = h[0], c[0], []
+        for x_t, in_view_t in zip(x, in_view.split(1)):
+            h, c = self.decoder(torch.cat((x_t, context[0]), dim=-1), (h, c))  # (B, H) each
+            context, a = attention(h[None], self.sentinel, slots, in_view_t)  # (1, B, H), (1, B, 1 + S)
+            steps.append((h[None], context, a))
+        hs, contexts, weights = map(torch.cat, zip(*steps))  # (T, B, H), (T, B, H), (T, B, 1 + S)
+        return m, (hs, contexts, m), weights, (context, h[None], c[None], *encoder_state)
 
-    def read_alone(self, x, memory, in_view, context, lstm_states):
-        """The decoder reads x, and its own states are the new slots. See `read_with_encoder`, with 2H for 3H."""
-        h, lstm_states = self.decoder(x, lstm_states)  # (T, B, H)
+    def read_alone(self, x, memory, in_view, context, *decoder_state):
+        """The decoder reads x, and its own states are the new slots. See `read_with_encoder`."""
+        h, decoder_state = self.decoder(x, decoder_state)  # (T, B, H)
         slots = [part.transpose(0, 1) for part in (memory, h)]  # (B, S - T, H), (B, T, H)
-        contexts, weights = attention(h.transpose(0, 1), self.sentinel, slots, in_view)  # (B, T, H), (B, T, 1 + S)
-        contexts, weights = contexts.transpose(0, 1), weights.transpose(0, 1)  # (T, B, H), (T, B, 1 + S)
-        return h, torch.cat((h, contexts), dim=-1), contexts, weights, lstm_states
+        contexts, weights = attention(h, self.sentinel, slots, in_view)  # (T, B, H), (T, B, 1 + S)
+        return h, (h, contexts), weights, (contexts[-1:], *decoder_state)
 
     def forward(self, input, state=None):
         """input int64 (T, B), state as returned before or None -> log-probabilities (T, B, V), next state."""
@@ -167,18 +152,12 @@ class AttentionLM(LanguageModel):
         return log(p), state
 
     def loss(self, input, target, state=None):
-        """input and target int64 (T, B) -> the mean of -log P(target) in nats, next state.
-
-        It equals `LanguageModel.loss`, but computes the mixture for the target alone.
-        """
+        """As `LanguageModel.loss`, but the mixture is computed for the target alone."""
         r, weights, followers, state = self.attend(input, state)
         generated = self.log_softmax(r).gather(-1, target[..., None])[..., 0].exp()  # (T, B)
         copied = (weights[..., 1:] * (followers.t() == target[..., None])).sum(dim=-1)  # (T, B)
         return -log(weights[..., 0] * generated + copied).mean(), state
 
     def grow(self, progress):
-        """Let a step of training see 35 slots at first, and more and more until M at the end.
-
-        With M slots from the start, the model would take several epochs to learn to look at the right ones.
-        """
+        """See 35 slots at first and M at the end: with M from the start, it takes longer to learn where to look."""
         self.in_view = min(self.memory, max(35, round(progress * self.memory)))

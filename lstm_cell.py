@@ -11,7 +11,7 @@ from Gers et al., 2000). One step computes the new states h', c' from x, h and c
     f  = sigmoid(z_f)                       forget gate: how much of c to keep
     g  = tanh(z_g)                          the candidate: what to write
     o  = sigmoid(z_o)                       output gate: how much of the memory to show
-    c' = f * c + i * g
+    c' = f * c + i * g                      * multiplies element by element
     h' = o * tanh(c')
 
 The first half of this file is these equations and a loop. The second half computes the same faster; skip it on a first
@@ -62,14 +62,15 @@ def unroll(cell, x, state=None):
     return torch.stack(hidden_states), state
 
 
+# --- Parameters and checks -----------------------------------------------------------------
+
+
 def add_parameters(module, input_size, hidden_size, bias, suffix=""):
     """Give a module the parameters of one layer. Each is uniform between -1/sqrt(H) and 1/sqrt(H), as in torch."""
-    shapes = {"weight_ih": (4 * hidden_size, input_size), "weight_hh": (4 * hidden_size, hidden_size)}
-    shapes |= {"bias_ih": (4 * hidden_size,), "bias_hh": (4 * hidden_size,)}
     bound = 1 / math.sqrt(hidden_size)
-    for name, shape in shapes.items():
-        exists = bias or name.startswith("weight")
-        parameter = nn.Parameter(torch.empty(shape).uniform_(-bound, bound)) if exists else None
+    for name, *columns in (("weight_ih", input_size), ("weight_hh", hidden_size), ("bias_ih",), ("bias_hh",)):
+        exists = bias or columns
+        parameter = nn.Parameter(torch.empty(4 * hidden_size, *columns).uniform_(-bound, bound)) if exists else None
         module.register_parameter(name + suffix, parameter)
 
 
@@ -96,24 +97,24 @@ def expect_shape(name, tensor, *shape):
 # every step and add them up. `Recurrence` computes the gradient itself, by backpropagation through time. Write dv for
 # the derivative of the loss with respect to v. At each step, from the last to the first:
 #
-#     dh' = dh' from the layer above + dh' from the next step
-#     dc' = dc' from the next step + dh' * o * (1 - tanh(c')^2)       because h' depends on c'
+#     dh' = (from the layer above) + (dh of the next step)
+#     dc' = (dc of the next step) + dh' * o * (1 - tanh(c')^2)        because h' depends on c'
 #     dz_i = dc' * g * i * (1 - i)
 #     dz_f = dc' * c * f * (1 - f)
 #     dz_g = dc' * i * (1 - g^2)
 #     dz_o = dh' * tanh(c') * o * (1 - o)
-#     dh = W_hh^T dz                                                  for the step before
-#     dc = dc' * f                                                    for the step before
+#     dh = W_hh^T dz                                                  part of dh' of the step before
+#     dc = dc' * f                                                    part of dc' of the step before
 #
-# and after the first step, for all steps at once:
+# After the loop, for all steps at once:
 #
 #     dW_hh = sum over steps of dz h^T                                one matrix product
 #
-# dc = dc' * f contains no matrix and no derivative of a squashing function: this is why the gradient survives many
-# steps while f stays near 1.
+# The line dc = dc' * f has neither a matrix nor the slope of a tanh or sigmoid. So while f stays near 1, the gradient
+# survives many steps.
 #
-# Only what depends on the step before is left inside the two loops. W_ih x is one product for all steps. In backward,
-# everything that multiplies dc' or dh' above is known beforehand for all steps.
+# Only what needs the result of the neighbouring step is inside the two loops. The product W_ih x is computed for all
+# steps before the loop, and so are, in backward, the factors of dc' and dh' above.
 
 
 class Recurrence(torch.autograd.Function):
@@ -127,7 +128,7 @@ class Recurrence(torch.autograd.Function):
         """
         T, (B, H) = len(zx), h.shape
         W_hh = W_hh.to(zx.dtype)
-        gates = zx.to(c.dtype, copy=True)  # (T, B, 4H): z at first, then i, f, g, o
+        gates = zx.to(c.dtype, copy=True)  # (T, B, 4H): at step t, zx becomes z, then i, f, g, o
         hs, cs, tanh_cs = (c.new_empty(steps, B, H) for steps in (T + 1, T + 1, T))  # hs[t] and cs[t] enter step t
         hs[0], cs[0] = h, c
         for t in range(T):
@@ -168,7 +169,7 @@ class Recurrence(torch.autograd.Function):
 def dropout(x, p, training=True):
     """`F.dropout`: set each element to zero with probability p and divide the others by 1 - p.
 
-    On a CPU it takes about a quarter of the time of F.dropout, because it draws its random numbers by `torch.rand`.
+    On a CPU it takes less than half the time of F.dropout, because it draws its random numbers by `torch.rand`.
     """
     if not training or p == 0:
         return x
@@ -196,26 +197,24 @@ class LSTM(nn.Module):
         """x (T, B, I) or (T, I), state = (h, c), each (L, B, H) or (L, H), or None for zeros.
 
         Returns the last layer's h' of all steps, (T, B, H) or (T, H), and the next (h, c).
-        Raises RuntimeError for wrong sizes, as `torch.nn.LSTM` does.
+        Raises RuntimeError for a wrong shape.
         """
         if x.dim() == 2:
             output, (h, c) = self(x[:, None], None if state is None else [part[:, None] for part in state])
             return output[:, 0], (h[:, 0], c[:, 0])
         if x.dim() != 3 or len(x) == 0:
             raise RuntimeError(f"LSTM takes x of shape (T, B, I) or (T, I) with T > 0, got {tuple(x.shape)}")
-        T, B = x.shape[:2]
-        expect_shape("x", x, T, B, self.input_size)
-        h, c = (x.new_zeros(self.num_layers, B, self.hidden_size),) * 2 if state is None else state
-        expect_shape("h", h, self.num_layers, B, self.hidden_size)
-        expect_shape("c", c, self.num_layers, B, self.hidden_size)
-        last_h, last_c = [], []
-        for layer in range(self.num_layers):
-            W_ih, W_hh, b_ih, b_hh = (
-                getattr(self, f"{name}_l{layer}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-            )
+        T, B, L, H = *x.shape[:2], self.num_layers, self.hidden_size
+        h, c = (x.new_zeros(L, B, H),) * 2 if state is None else state
+        for name, tensor, *shape in (("x", x, T, B, self.input_size), ("h", h, L, B, H), ("c", c, L, B, H)):
+            expect_shape(name, tensor, *shape)
+        last_states = []
+        for layer in range(L):
+            names = (f"{name}_l{layer}" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+            W_ih, W_hh, b_ih, b_hh = (getattr(self, name) for name in names)
             zx = F.linear(x, W_ih, b_ih + b_hh if self.bias else None)  # (T, B, 4H)
-            hs, h_t, c_t = Recurrence.apply(zx, h[layer], c[layer], W_hh)  # (T, B, H), (B, H), (B, H)
-            last_h.append(h_t)
-            last_c.append(c_t)
-            x = dropout(hs, self.dropout, self.training and layer < self.num_layers - 1)  # (T, B, H)
-        return x, (torch.stack(last_h), torch.stack(last_c))
+            hs, *last_state = Recurrence.apply(zx, h[layer], c[layer], W_hh)  # (T, B, H), (B, H), (B, H)
+            last_states.append(last_state)
+            x = dropout(hs, self.dropout, self.training and layer < L - 1)  # (T, B, H)
+        h, c = map(torch.stack, zip(*last_states))  # (L, B, H) each
+        return x, (h, c)

@@ -6,14 +6,15 @@
 
     input (T, B)  ->  embedding or one-hot (T, B, E)  ->  LSTM (T, B, H)  ->  Linear (T, B, V)  ->  log_softmax
 
-The model follows Mikolov et al. (2010) and Zaremba et al. (2014). Dropout is applied to what enters and leaves each
-LSTM, as in the latter paper, and never to what an LSTM passes to its own next step. With tied weights, one matrix is
-both the embedding and the weight of the last Linear (Press and Wolf, 2017; Inan et al., 2017).
+The model follows Mikolov et al. (2010) and Zaremba et al. (2014). As in the latter paper, dropout is applied to the
+embedding, between layers and before the output layer, and never to what an LSTM passes to its own next step. (One-hot
+input has no dropout.) With tied weights, one matrix is both the embedding and the weight of the last Linear (Press and
+Wolf, 2017; Inan et al., 2017).
 
 The LSTM is `torch.nn.LSTM` (core="lstm") or this project's own (core="cell"). Both have the same parameters under the
 same names, so a checkpoint of one opens with the other.
 
-`LanguageModel` is what all models here share. Training, evaluation and sampling use these calls and no others:
+`LanguageModel` is what all models here share. Training, evaluation and text generation need only these calls:
 
     model(input, state)                 log-probabilities (T, B, V) and the next state
     model.loss(input, target, state)    mean cross-entropy in nats and the next state
@@ -21,7 +22,8 @@ same names, so a checkpoint of one opens with the other.
 
 The state is a tuple of tensors whose second dimension is B, or None before anything has been read.
 
-Sizes in comments: T steps, B streams, V words, E embedding, H hidden units, L layers.
+Sizes in comments: T steps, B streams, V words, E embedding, H hidden units, L layers, R what the output layer is given
+(E with tied weights, else H).
 """
 
 import torch.nn.functional as F
@@ -31,16 +33,20 @@ from lstm_cell import LSTM, dropout
 
 
 class LanguageModel(nn.Module):
-    """The first and the last layer of a language model. A subclass adds `features`, the layers between them.
+    """What the models share: the embedding, the output layer, the probabilities and the loss.
 
-    vocab_size, embedding_size: V and E.  readout_size: R, the size of what `features` returns.
-    dropout: the probability with which a unit is set to zero in training.
+    A subclass adds `features`, the layers between, or its own `forward` and `loss`.
+
+    vocab_size, embedding_size, hidden_size: V, E and H.  dropout: the probability with which a unit is set to zero in
+    training.
     input: "embedding", a learned vector for each token, or "one-hot", a vector of V numbers with a single 1, so E is V.
     tie_weights: whether the output layer shares the matrix of the embedding.  Raises ValueError if it cannot.
     """
 
     def __init__(self, vocab_size, embedding_size, hidden_size, dropout=0.0, input="embedding", tie_weights=False):
         super().__init__()
+        if tie_weights and input == "one-hot":
+            raise ValueError("tied weights need --input embedding: one-hot input has no matrix to share")
         self.vocab_size, self.one_hot, self.dropout = vocab_size, input == "one-hot", dropout
         self.embedding_size = vocab_size if self.one_hot else embedding_size
         self.readout_size = embedding_size if tie_weights else hidden_size
@@ -51,12 +57,7 @@ class LanguageModel(nn.Module):
             self.embedding = nn.Embedding(vocab_size, embedding_size)
             nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
         if tie_weights:
-            if self.one_hot:
-                raise ValueError("tied weights need --input embedding: one-hot input has no matrix to share")
             self.embedding.weight = self.output.weight
-
-    def grow(self, progress):
-        """Called before each training step with the part of training that is done, 0 to 1; does nothing here."""
 
     def embed(self, input):
         """int64 (T, B) -> (T, B, E)."""
@@ -80,7 +81,7 @@ class LanguageModel(nn.Module):
         return F.nll_loss(log_probs.flatten(0, 1), target.flatten()), state
 
     def grow(self, progress):
-        """Change with the progress of training, a number from 0 to 1. Only some models do."""
+        """Called before each training step with the part of training that is done, 0 to 1. Only some models use it."""
 
 
 class LSTMLM(LanguageModel):
@@ -91,20 +92,10 @@ class LSTMLM(LanguageModel):
     The other arguments are those of `LanguageModel`.  The state is (h, c), each (L, B, H).
     """
 
-    def __init__(
-        self,
-        vocab_size,
-        embedding_size,
-        hidden_size,
-        num_layers=1,
-        dropout=0.0,
-        input="embedding",
-        tie_weights=False,
-        core="cell",
-    ):
-        super().__init__(vocab_size, embedding_size, hidden_size, dropout, input, tie_weights)
+    def __init__(self, vocab_size, embedding_size, hidden_size, num_layers=1, core="cell", **options):
+        super().__init__(vocab_size, embedding_size, hidden_size, **options)
         LSTM_class = {"lstm": nn.LSTM, "cell": LSTM}[core]
-        between_layers = dropout if num_layers > 1 else 0.0  # nn.LSTM warns of dropout with one layer
+        between_layers = self.dropout if num_layers > 1 else 0.0  # nn.LSTM warns of dropout with one layer
         self.core = LSTM_class(self.embedding_size, hidden_size, num_layers, dropout=between_layers)
         self.project = nn.Identity() if self.readout_size == hidden_size else nn.Linear(hidden_size, self.readout_size)
 

@@ -18,8 +18,8 @@ A language model gives log P(next token | text so far). Decoding turns it into a
 
 Each token goes back in as the next input, together with the model's state, so no token is
 read twice. `<unk>` is never chosen, because it stands for words outside the vocabulary. A
-text of words never uses the same 4 tokens in a row twice, see --no-repeat, because models
-that copy what they have read can copy themselves for ever.
+text of words does not repeat a run of 4 tokens if it can avoid it, see --no-repeat,
+because models that copy what they have read can copy themselves for ever.
 
 Sizes in comments: P tokens of prompt, B samples in parallel, V words.
 """

@@ -309,7 +309,7 @@ def test_attention_is_torchs_attention_over_the_slots_in_view():
         slots = [torch.randn(B, S, H, dtype=torch.float64) for S in (carried, T)]
         sentinel = nn.Linear(H, 1).double()
         in_view = torch.rand(T, carried + T) < 0.5
-        context, weights = attention(h, sentinel, slots, in_view)
+        context, weights = (part.transpose(0, 1) for part in attention(h.transpose(0, 1), sentinel, slots, in_view))
         zero = torch.zeros(B, 1, H, dtype=torch.float64)
         values = torch.cat((zero, *slots), dim=1)
         bias = torch.zeros(T, carried + T, dtype=torch.float64).masked_fill(~in_view, -torch.inf)

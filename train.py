@@ -17,7 +17,7 @@ It writes into the folder --out:
 
     checkpoint.pt   the best model by validation perplexity, for sample.py
     log.csv         one row for each validation
-    resume.pt       everything that --resume needs; written last, at least once a minute
+    resume.pt       everything that --resume needs; written last, about once a minute
     previous-1/     the files of an earlier run in the same folder, if there was one
 
 Perplexity is exp(mean of -log P(token) in nats) over a split. Every token of the split is
@@ -600,7 +600,7 @@ def benchmark(argv, corpus, device, status, rounds=12, steps=5):
 
 
 def default_hidden_size(args):
-    """The --hidden-size with which the three models have equally many parameters, within 2%."""
+    """The --hidden-size with which all models have equally many parameters on python-docs, within 2%."""
     if args.model != "attention":
         return 256
     return {"encoder": 190, "decoder": 240}[args.memory_from]
@@ -638,7 +638,7 @@ def parse_arguments(argv):
     flag("--device", default="auto", help="auto, cuda, mps or cpu (%(default)s)")
     flag("--dtype", choices=["auto", "float32", "bfloat16"], default="auto", help="of products (bfloat16 where fast)")
     flag("--out", metavar="DIR", help="the folder to write to (out/<model>)")
-    flag("--benchmark", action="store_true", help="time the three models with these flags and train none")
+    flag("--benchmark", action="store_true", help="time all models with these flags and train none")
     flag("--resume", metavar="DIR", help="go on with the run in DIR, with its settings")
     args = parser.parse_args(argv)
     args.hidden_size = args.hidden_size or default_hidden_size(args)
