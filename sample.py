@@ -389,8 +389,9 @@ def measure_decoding(paths, loaded, temperatures, args):
 
     show("validation text", "", [part.tolist() for part in corpus.valid[: N * args.num_samples].split(N)])
     for (path, (model, _, _)), temperature in itertools.product(zip(paths, loaded), temperatures):
-        how = dict(temperature=temperature, top_k=args.top_k, top_p=args.top_p, no_repeat=args.no_repeat)
-        steps = continuations(model, vocabulary, [], N, args.num_samples, args.seed, **how)
+        steps = continuations(
+            model, vocabulary, [], N, args.num_samples, args.seed, temperature=temperature, **args.how
+        )
         texts = [vocabulary.encode(text).tolist() for text in zip(*steps)]
         show(path, f"t = {temperature:g}" if temperature else "greedy", texts)
 
@@ -461,10 +462,7 @@ def attention_svg(rows, tokens):
                 f'<rect class="{kind}" x="{left + column * cell}" y="{y}" width="{cell - 1}" height="{cell - 1}" '
                 f'fill-opacity="{0.05 + 0.95 * weight:.3f}"><title>{words}</title></rect>'
             )
-    style = (
-        "text{font:11px sans-serif;fill:#222}.slot{fill:#0b5394}.hit{fill:#d95f02}.none{fill:#fff}.bar{fill:#666}"
-        ".page{fill:#fff}"
-    )
+    style = "text{font:11px sans-serif;fill:#222}.slot{fill:#0b5394}.hit{fill:#d95f02}.none,.page{fill:#fff}"
     head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{right + 80}" height="{bottom + 10}"><style>{style}</style>'
     return f'{head}<rect class="page" width="100%" height="100%"/>{"".join(parts)}</svg>\n'
 
@@ -538,6 +536,7 @@ def parse_arguments(argv):
     args = parser.parse_args(argv)
     args.checkpoints += [value for value in args.temperature or [] if isinstance(value, str)]
     args.temperature = [value for value in args.temperature or [] if not isinstance(value, str)]
+    args.how = {"top_k": args.top_k, "top_p": args.top_p, "no_repeat": args.no_repeat}
     picture = args.show_attention or ""
     if picture.endswith(".pt"):  # the checkpoint, as above
         args.checkpoints, args.show_attention = [*args.checkpoints, picture], ""
@@ -602,8 +601,9 @@ def main(argv=None):
             given, unknown = ([], []) if prompt is None else prompt_tokens(prompt, vocabulary)
             if unknown:
                 print(f"note: {path} does not know {', '.join(unknown)}; read as {UNK}", file=sys.stderr)
-            how = dict(temperature=temperature, top_k=args.top_k, top_p=args.top_p, no_repeat=args.no_repeat)
-            steps = continuations(model, vocabulary, given, args.tokens, args.num_samples, args.seed, **how)
+            steps = continuations(
+                model, vocabulary, given, args.tokens, args.num_samples, args.seed, temperature=temperature, **args.how
+            )
             if alone:
                 firsts.append(stream(given, steps, vocabulary.tokeniser))
             else:

@@ -609,7 +609,7 @@ def default_hidden_size(args):
 def parse_arguments(argv):
     """The flags -> a namespace."""
     parser = Parser(description=inspect.cleandoc(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter)
-    size, positive, above_0 = number(int, 1, LARGEST), number(int, 1, 10**9), number(float, 0, open_low=True)
+    size, positive, above_0 = number(int, 1, LARGEST), number(int, 1), number(float, 0, open_low=True)
     yes_or_no = argparse.BooleanOptionalAction
     flag = add_corpus_flags(parser).add_argument
     flag("--data", default="python-docs", help="python-docs, ptb, shakespeare, a text file, or a folder (%(default)s)")
