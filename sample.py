@@ -462,7 +462,7 @@ def attention_svg(rows, tokens):
                 f'<rect class="{kind}" x="{left + column * cell}" y="{y}" width="{cell - 1}" height="{cell - 1}" '
                 f'fill-opacity="{0.05 + 0.95 * weight:.3f}"><title>{words}</title></rect>'
             )
-    style = "text{font:11px sans-serif;fill:#222}.slot{fill:#0b5394}.hit{fill:#d95f02}.none,.page{fill:#fff}"
+    style = "text{font:11px sans-serif}.slot{fill:#0b5394}.hit{fill:#d95f02}.bar{fill:#666}.none,.page{fill:#fff}"
     head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{right + 80}" height="{bottom + 10}"><style>{style}</style>'
     return f'{head}<rect class="page" width="100%" height="100%"/>{"".join(parts)}</svg>\n'
 
