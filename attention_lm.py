@@ -146,10 +146,13 @@ class AttentionLM(LanguageModel):
     def forward(self, input, state=None):
         """input int64 (T, B), state as returned before or None -> log-probabilities (T, B, V), next state."""
         r, weights, followers, state = self.attend(input, state)
+        return self.mixture(r, weights, followers), state
+
+    def mixture(self, r, weights, followers):
+        """What `attend` returned -> log-probabilities (T, B, V), generated and copied."""
         p = weights[..., :1] * self.log_softmax(r).exp()  # (T, B, V)
         copied = weights[..., 1:]  # (T, B, S)
-        p = p.scatter_add(-1, followers.t().expand(copied.shape), copied)  # (T, B, V)
-        return log(p), state
+        return log(p.scatter_add(-1, followers.t().expand(copied.shape), copied))
 
     def loss(self, input, target, state=None):
         """As `LanguageModel.loss`, but the mixture is computed for the target alone."""

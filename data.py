@@ -210,6 +210,10 @@ class Vocabulary:
         counts[UNK] += counts.total() - sum(counts[word] for word in kept)
         return cls(sorted(kept, key=by_frequency), tokeniser)
 
+    def plain(self):
+        """What a checkpoint keeps of it: the arguments of the constructor, in a dict."""
+        return {"index2word": self.index2word, "tokeniser": self.tokeniser}
+
     def __len__(self):
         return len(self.index2word)
 

@@ -409,9 +409,9 @@ def look_back(model, vocabulary, tokens):
     """
     indices = torch.cat((torch.tensor([vocabulary.start]), vocabulary.encode(tokens)))[:, None]  # (1 + N, 1)
     indices = indices.to(next(model.parameters()).device)
-    log_probs, _ = model(indices[:-1])  # (N, 1, V)
-    p = log_probs.exp().gather(-1, indices[1:, None])[:, 0, 0].tolist()
-    weights = model.attend(indices[:-1])[1][:, 0].tolist()  # N lists of 1 + N weights, the sentinel's first
+    r, weights, followers, _ = model.attend(indices[:-1])
+    p = model.mixture(r, weights, followers).exp().gather(-1, indices[1:, None])[:, 0, 0].tolist()
+    weights = weights[:, 0].tolist()  # N lists of 1 + N weights, the sentinel's first
     return [(tokens[t], p[t], 1 - weights[t][0], weights[t][1 : t + 1]) for t in range(len(tokens))]
 
 
@@ -455,14 +455,15 @@ def attention_svg(rows, tokens):
         parts.append(f'<text x="{left - 8}" y="{y + 12}" text-anchor="end">{html.escape(word[:16])}</text>')
         parts.append(f'<rect class="bar" x="{right + 8}" y="{y + 3}" width="{60 * copied:.1f}" height="{cell - 6}"/>')
         for column, j in enumerate(columns):
-            weight = weights[j] if j < len(weights) else 0.0
-            kind = "none" if j >= len(weights) else "hit" if tokens[j] == word else "slot"
+            if j >= len(weights):  # this slot is not in the memory yet
+                continue
+            weight, kind = weights[j], "hit" if tokens[j] == word else "slot"
             words = html.escape(f"{before[j]} \u2192 {tokens[j]}: {weight:.3f}; P({word}) = {p:.3f}")
             parts.append(
                 f'<rect class="{kind}" x="{left + column * cell}" y="{y}" width="{cell - 1}" height="{cell - 1}" '
                 f'fill-opacity="{0.05 + 0.95 * weight:.3f}"><title>{words}</title></rect>'
             )
-    style = "text{font:11px sans-serif}.slot{fill:#0b5394}.hit{fill:#d95f02}.bar{fill:#666}.none,.page{fill:#fff}"
+    style = "text{font:11px sans-serif}.slot{fill:#0b5394}.hit{fill:#d95f02}.bar{fill:#666}.page{fill:#fff}"
     head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{right + 80}" height="{bottom + 10}"><style>{style}</style>'
     return f'{head}<rect class="page" width="100%" height="100%"/>{"".join(parts)}</svg>\n'
 
@@ -582,9 +583,10 @@ def main(argv=None):
     for path, (model, _, _) in zip(args.checkpoints, loaded):
         if args.show_attention is not None and not isinstance(model, AttentionLM):
             raise InputError(f"{path} has no attention to show: train one with --model attention")
-        if args.memory and not isinstance(model, AttentionLM):
-            raise InputError(f"{path} has no memory: leave --memory out")
-        model.memory = args.memory or getattr(model, "memory", None)
+        if args.memory:
+            if not isinstance(model, AttentionLM):
+                raise InputError(f"{path} has no memory: leave --memory out")
+            model.memory = args.memory
     prompts = [read_stdin() if text == "-" else text for text in args.prompt or []] or [None]
     decoders = [None] * args.greedy + (args.temperature or ([] if args.greedy else [0.8]))  # temperatures
     if args.measure:
