@@ -166,14 +166,16 @@ class Recurrence(torch.autograd.Function):
         return dz, dh, dc, dW_hh
 
 
-def dropout(x, p, training=True):
+def dropout(x, p, training=True, locked=False):
     """`F.dropout`: set each element to zero with probability p and divide the others by 1 - p.
 
+    locked: x is (T, B, ...) and loses the same elements at all T steps (Gal and Ghahramani, 2016).
     On a CPU it takes less than half the time of F.dropout, because it draws its random numbers by `torch.rand`.
     """
     if not training or p == 0:
         return x
-    return x * (torch.rand(x.shape, device=x.device) >= p).to(x.dtype).div_(1 - p)
+    shape = x[:1].shape if locked else x.shape
+    return x * (torch.rand(shape, device=x.device) >= p).to(x.dtype).div_(1 - p)
 
 
 class LSTM(nn.Module):
@@ -181,15 +183,20 @@ class LSTM(nn.Module):
 
     input_size, hidden_size, num_layers: I, H and L.  bias: whether b_ih and b_hh exist.
     dropout: the probability, 0 <= dropout < 1, with which each output of a layer, but not of the last, is set to zero
-    in training.  Raises ValueError for another dropout.  The gradient cannot be differentiated again.
+    in training.  locked_dropout: whether it is the same one at all steps.  weight_dropout: the same for the elements of
+    W_hh, which torch's module cannot do (DropConnect in the LSTM, Merity et al., 2018).
+    Raises ValueError for a dropout outside the range.  The gradient cannot be differentiated again.
     """
 
-    def __init__(self, input_size, hidden_size, num_layers=1, bias=True, dropout=0.0):
+    def __init__(
+        self, input_size, hidden_size, num_layers=1, bias=True, dropout=0.0, locked_dropout=False, weight_dropout=0.0
+    ):
         super().__init__()
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout is {dropout}, expected at least 0 and below 1")
+        if not (0 <= dropout < 1 and 0 <= weight_dropout < 1):
+            raise ValueError(f"dropout is {dropout} and {weight_dropout}, expected at least 0 and below 1")
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bias, self.dropout = bias, dropout
+        self.locked_dropout, self.weight_dropout = locked_dropout, weight_dropout
         for layer in range(num_layers):
             add_parameters(self, hidden_size if layer else input_size, hidden_size, bias, f"_l{layer}")
 
@@ -213,8 +220,9 @@ class LSTM(nn.Module):
             names = (f"{name}_l{layer}" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
             W_ih, W_hh, b_ih, b_hh = (getattr(self, name) for name in names)
             zx = F.linear(x, W_ih, b_ih + b_hh if self.bias else None)  # (T, B, 4H)
+            W_hh = dropout(W_hh, self.weight_dropout, self.training)  # (4H, H)
             hs, *last_state = Recurrence.apply(zx, h[layer], c[layer], W_hh)  # (T, B, H), (B, H), (B, H)
             last_states.append(last_state)
-            x = dropout(hs, self.dropout, self.training and layer < L - 1)  # (T, B, H)
+            x = dropout(hs, self.dropout, self.training and layer < L - 1, self.locked_dropout)  # (T, B, H)
         h, c = map(torch.stack, zip(*last_states))  # (L, B, H) each
         return x, (h, c)

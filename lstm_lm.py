@@ -41,13 +41,24 @@ class LanguageModel(nn.Module):
     training.
     input: "embedding", a learned vector for each token, or "one-hot", a vector of V numbers with a single 1, so E is V.
     tie_weights: whether the output layer shares the matrix of the embedding.  Raises ValueError if it cannot.
+    locked_dropout: whether dropout is the same at all steps of a call, see `lstm_cell.dropout`.
     """
 
-    def __init__(self, vocab_size, embedding_size, hidden_size, dropout=0.0, input="embedding", tie_weights=False):
+    def __init__(
+        self,
+        vocab_size,
+        embedding_size,
+        hidden_size,
+        dropout=0.0,
+        input="embedding",
+        tie_weights=False,
+        locked_dropout=False,
+    ):
         super().__init__()
         if tie_weights and input == "one-hot":
             raise ValueError("tied weights need --input embedding: one-hot input has no matrix to share")
-        self.vocab_size, self.one_hot, self.dropout = vocab_size, input == "one-hot", dropout
+        self.vocab_size, self.one_hot = vocab_size, input == "one-hot"
+        self.dropout, self.locked_dropout = dropout, locked_dropout
         self.embedding_size = vocab_size if self.one_hot else embedding_size
         self.readout_size = embedding_size if tie_weights else hidden_size
         self.output = nn.Linear(self.readout_size, vocab_size)
@@ -63,11 +74,11 @@ class LanguageModel(nn.Module):
         """int64 (T, B) -> (T, B, E)."""
         if self.one_hot:
             return F.one_hot(input, self.vocab_size).to(self.output.weight.dtype)  # (T, B, V)
-        return dropout(self.embedding(input), self.dropout, self.training)  # (T, B, E)
+        return dropout(self.embedding(input), self.dropout, self.training, self.locked_dropout)  # (T, B, E)
 
     def log_softmax(self, r):
         """What `features` returns, (T, B, R) -> log-probabilities (T, B, V), in float32 also under autocast."""
-        logits = self.output(dropout(r, self.dropout, self.training))  # (T, B, V)
+        logits = self.output(dropout(r, self.dropout, self.training, self.locked_dropout))  # (T, B, V)
         return F.log_softmax(logits, dim=-1, dtype=self.output.weight.dtype)  # (T, B, V)
 
     def forward(self, input, state=None):
@@ -89,14 +100,22 @@ class LSTMLM(LanguageModel):
 
     hidden_size, num_layers: H and L.  core: "lstm" for `torch.nn.LSTM`, "cell" for `lstm_cell.LSTM`.
     With tied weights and H different from E, a Linear from H to E stands before the output layer.
+    weight_dropout: of W_hh, see `lstm_cell.LSTM`.  Raises ValueError for it, and for locked dropout, with "lstm".
     The other arguments are those of `LanguageModel`.  The state is (h, c), each (L, B, H).
     """
 
-    def __init__(self, vocab_size, embedding_size, hidden_size, num_layers=1, core="cell", **options):
+    def __init__(
+        self, vocab_size, embedding_size, hidden_size, num_layers=1, core="cell", weight_dropout=0.0, **options
+    ):
         super().__init__(vocab_size, embedding_size, hidden_size, **options)
-        LSTM_class = {"lstm": nn.LSTM, "cell": LSTM}[core]
-        between_layers = self.dropout if num_layers > 1 else 0.0  # nn.LSTM warns of dropout with one layer
-        self.core = LSTM_class(self.embedding_size, hidden_size, num_layers, dropout=between_layers)
+        sizes, dropouts = (self.embedding_size, hidden_size, num_layers), (self.locked_dropout, weight_dropout)
+        if core == "cell":
+            self.core = LSTM(*sizes, True, self.dropout, *dropouts)
+        elif any(dropouts):
+            raise ValueError("torch.nn.LSTM has no --weight-dropout and no --locked-dropout: give --model cell")
+        else:
+            between_layers = self.dropout if num_layers > 1 else 0.0  # nn.LSTM warns of dropout with one layer
+            self.core = nn.LSTM(*sizes, dropout=between_layers)
         self.project = nn.Identity() if self.readout_size == hidden_size else nn.Linear(hidden_size, self.readout_size)
 
     def features(self, input, state=None):

@@ -6,6 +6,7 @@
     python sample.py out/*/checkpoint.pt --prompt "the function returns" --greedy --temperature 0.5 1.0
     python sample.py out/attention/checkpoint.pt --show-attention attention.svg
     python sample.py out/*/checkpoint.pt --greedy --temperature 0.5 1.0 --tokens 400 --num-samples 10 --measure
+    python sample.py out/*/checkpoint.pt --show-curves curves.svg     # validation perplexity over time, from log.csv
 
 A language model gives log P(next token | text so far). Decoding turns it into a text:
 
@@ -26,6 +27,7 @@ Sizes in comments: P tokens of prompt, B samples in parallel, V words.
 
 import argparse
 import collections
+import csv
 import html
 import inspect
 import io
@@ -100,16 +102,18 @@ def check_checkpoint(checkpoint, file_size):
     settings, vocabulary, weights, results = (checkpoint[part] for part in parts)
     plain = all(type(value) in (str, int, float, bool, type(None), list) for value in settings.values())
     expect(plain and all(str(value).isprintable() for value in settings.values()), "its settings are damaged")
-    old = "form" in vocabulary or settings.get("model") == "attention" and "memory_from" not in settings
+    old = "form" in vocabulary or "model" in settings and "weight_dropout" not in settings
     expect(not old, "an earlier version of this project wrote it, and this one cannot open it: train the model again")
     size = range(1, LARGEST + 1)
     forms = {"model": tuple(MODELS), "input": ("embedding", "one-hot"), "embedding_size": size, "hidden_size": size}
     forms |= {"layers": range(1, MOST_LAYERS + 1), "dropout": float, "tie_weights": (True, False), "bptt": size}
+    forms |= {"locked_dropout": (True, False), "weight_dropout": float}
     if settings.get("model") == "attention":
         forms |= {"memory": size, "memory_from": ("encoder", "decoder")}
     for name, form in forms.items():
         expect(fits(settings.get(name), form), f"its setting {name} is missing or out of range")
-    expect(settings["dropout"] < 1, "its setting dropout is out of range")
+    for name in ("dropout", "weight_dropout"):
+        expect(settings[name] < 1, f"its setting {name} is out of range")
     words, tokeniser = vocabulary.get("index2word"), vocabulary.get("tokeniser")
     known = fits(vocabulary, {"index2word": [str], "tokeniser": ("text", "lines", "chars")})
     known = known and len(set(words)) == len(words) and ({UNK} if tokeniser == "chars" else {UNK, EOS}) <= set(words)
@@ -188,6 +192,8 @@ def build_model(settings, vocab_size):
         dropout=settings["dropout"],
         input=settings["input"],
         tie_weights=settings["tie_weights"],
+        locked_dropout=settings["locked_dropout"],
+        weight_dropout=settings["weight_dropout"],
     )
     try:
         if settings["model"] == "attention":
@@ -435,6 +441,13 @@ def draw_attention(rows, tokens, width):
     return "\n".join(lines)
 
 
+def svg(width, height, parts, style):
+    """An SVG picture of this size, in pixels, with its parts on a white page."""
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}">'
+    style = f"<style>text{{font:11px sans-serif}}.page{{fill:#fff}}{style}</style>"
+    return f'{head}{style}<rect class="page" width="100%" height="100%"/>{"".join(parts)}</svg>\n'
+
+
 def attention_svg(rows, tokens):
     """The last rows of `look_back` as an SVG picture.
 
@@ -463,9 +476,7 @@ def attention_svg(rows, tokens):
                 f'<rect class="{kind}" x="{left + column * cell}" y="{y}" width="{cell - 1}" height="{cell - 1}" '
                 f'fill-opacity="{0.05 + 0.95 * weight:.3f}"><title>{words}</title></rect>'
             )
-    style = "text{font:11px sans-serif}.slot{fill:#0b5394}.hit{fill:#d95f02}.bar{fill:#666}.page{fill:#fff}"
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{right + 80}" height="{bottom + 10}"><style>{style}</style>'
-    return f'{head}<rect class="page" width="100%" height="100%"/>{"".join(parts)}</svg>\n'
+    return svg(right + 80, bottom + 10, parts, ".slot{fill:#0b5394}.hit{fill:#d95f02}.bar{fill:#666}")
 
 
 def show_attention(file, model, vocabulary, tokens):
@@ -480,6 +491,69 @@ def show_attention(file, model, vocabulary, tokens):
     if file:
         write_atomically(file, lambda out: out.write(attention_svg(rows, tokens).encode()))
         print(f"\nwrote {file}: open it in a browser; a cell names its slot and weight")
+
+
+# --- Learning curves -----------------------------------------------------------------------
+
+
+def read_curve(path):
+    """A log.csv -> its points (seconds, validation perplexity).  Raises InputError if it has less than two."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            points = [(float(row["seconds"]), float(row["valid_ppl"])) for row in csv.DictReader(file)]
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    except (KeyError, TypeError, ValueError, csv.Error):
+        raise InputError(f"{path} is not a log.csv that train.py wrote") from None
+    points = [point for point in points if point[0] >= 0 and 1 <= point[1] < math.inf]
+    if len(points) < 2:
+        raise InputError(f"{path} has less than two validations to draw a line through: try a smaller --valid-every")
+    return points
+
+
+def curves_svg(curves):
+    """Learning curves, [(name, [(seconds, perplexity), ...]), ...], as an SVG picture. Perplexity has a log scale."""
+    left, top, width, height = 60, 20, 520, 320
+    xs, ys = ([point[axis] for _, points in curves for point in points] for axis in (0, 1))
+    unit, name = (60, "minutes") if max(xs) > 180 else (1, "seconds")
+    low, high, end = math.log(min(ys) / 1.1), math.log(max(ys) * 1.1), max(xs) / unit
+
+    def place(seconds, perplexity):
+        return left + width * seconds / unit / end, top + height * (high - math.log(perplexity)) / (high - low)
+
+    parts = []
+    step = next(10**k * m for k in range(-1, 9) for m in (1, 2, 5) if 10**k * m * 8 >= end)
+    for tick in (step * n for n in range(int(end / step) + 1)):
+        x, _ = place(tick * unit, ys[0])
+        parts.append(f'<path class="grid" d="M{x:.1f} {top}v{height}"/>')
+        parts.append(f'<text x="{x:.1f}" y="{top + height + 16}" text-anchor="middle">{tick:g}</text>')
+    for tick in (10**k * m for k in range(0, 9) for m in (1, 1.5, 2, 3, 4, 5, 7)):
+        if low <= math.log(tick) <= high:
+            _, y = place(0, tick)
+            parts.append(f'<path class="grid" d="M{left} {y:.1f}h{width}"/>')
+            parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
+    label_y = -math.inf
+    for number, (label, points) in sorted(enumerate(curves), key=lambda curve: -curve[1][1][-1][1]):
+        colour = ("#0b5394", "#d95f02", "#1b9e77", "#7570b3", "#666")[number % 5]
+        at = [place(*point) for point in points]
+        line, (x, y) = "L".join(f"{x:.1f} {y:.1f}" for x, y in at), at[-1]
+        label_y = max(y, label_y + 15)  # so that labels do not overlap
+        parts.append(f'<path d="M{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in at]
+        text = f"{html.escape(label)}  {points[-1][1]:.1f}"
+        parts.append(f'<text x="{x + 8:.1f}" y="{label_y + 4:.1f}" fill="{colour}">{text}</text>')
+    for title, turn in ((f"{name} of training", f"translate({left + width / 2},{top + height + 36})"),
+                        ("validation perplexity", f"translate(16,{top + height / 2}) rotate(-90)")):
+        parts.append(f'<text transform="{turn}" text-anchor="middle">{title}</text>')
+    longest = max(len(label) for label, _ in curves)
+    return svg(left + width + 7 * longest + 60, top + height + 46, parts, ".grid{stroke:#ddd}")
+
+
+def show_curves(file, paths):
+    """Draw the log.csv beside each checkpoint in one SVG file.  Raises InputError as `read_curve` does."""
+    curves = [(pathlib.Path(path).parent.name, read_curve(pathlib.Path(path).parent / "log.csv")) for path in paths]
+    write_atomically(file, lambda out: out.write(curves_svg(curves).encode()))
+    print(f"wrote {file}: open it in a browser")
 
 
 # --- The command -------------------------------------------------------------------------
@@ -533,16 +607,17 @@ def parse_arguments(argv):
     flag("--memory", type=size, metavar="N", help="how many steps back an attention model sees (as in training)")
     flag = parser.add_argument_group("to look closer").add_argument
     flag("--show-attention", nargs="?", const="", metavar="FILE.svg", help="draw what each word looked at (off)")
+    flag("--show-curves", metavar="FILE.svg", help="draw the log.csv beside each checkpoint and write no text (off)")
     flag("--measure", action="store_true", help="print numbers about the texts and not the texts (off)")
     args = parser.parse_args(argv)
     args.checkpoints += [value for value in args.temperature or [] if isinstance(value, str)]
     args.temperature = [value for value in args.temperature or [] if not isinstance(value, str)]
     args.how = {"top_k": args.top_k, "top_p": args.top_p, "no_repeat": args.no_repeat}
-    picture = args.show_attention or ""
-    if picture.endswith(".pt"):  # the checkpoint, as above
-        args.checkpoints, args.show_attention = [*args.checkpoints, picture], ""
-    elif picture and not picture.lower().endswith(".svg"):
-        parser.error(f"the picture {picture} must have a name that ends in .svg")
+    if args.show_attention and args.show_attention.endswith(".pt"):  # the checkpoint, as above
+        args.checkpoints, args.show_attention = [*args.checkpoints, args.show_attention], ""
+    for picture in (args.show_attention, args.show_curves):
+        if picture and not picture.lower().endswith(".svg"):
+            parser.error(f"the picture {picture} must have a name that ends in .svg")
     if not args.checkpoints:
         parser.error("give a checkpoint, such as out/cell/checkpoint.pt")
     if args.measure and args.tokens < 4:
@@ -578,6 +653,8 @@ def main(argv=None):
     Raises InputError for what the user can correct.
     """
     args = parse_arguments(argv)
+    if args.show_curves:
+        return show_curves(args.show_curves, args.checkpoints)
     device = device_of(args.device)
     loaded = [load_checkpoint(path, device, args.model) for path in args.checkpoints]
     for path, (model, _, _) in zip(args.checkpoints, loaded):

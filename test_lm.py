@@ -1193,7 +1193,7 @@ def test_training_stops_at_the_target_and_at_the_time(corpus_file, tmp_path, mon
     rows = list(csv.DictReader(open(tmp_path / "log.csv")))
     assert [float(row["valid_ppl"]) <= 9 for row in rows] == [False] * (len(rows) - 1) + [True]
     rates = []
-    monkeypatch.setattr(train, "schedule", lambda progress: rates.append(progress) or 0.1)
+    monkeypatch.setattr(train, "schedule", lambda progress, *_: rates.append(progress) or 0.1)
     monkeypatch.setattr(train.time, "monotonic", itertools.count(0, 0.01).__next__)  # each look at the clock is 10 ms
     train.main([*flags, "--epochs", "100000", "--minutes", "0.05"])
     assert 20 < len(rates) < 300 and rates == sorted(rates)  # 3 s are 300 looks
@@ -1241,8 +1241,7 @@ def make_trainer(corpus_file, out, *flags):
     """A Trainer with its model, as `main` makes them."""
     args = train.parse_arguments(["--data", corpus_file, "--out", str(out), *SMALL, *flags])
     corpus, processes = data.load_corpus(corpus_file), train.Processes()
-    torch.manual_seed(args.seed)
-    model = sample.build_model(vars(args), len(corpus.vocabulary))
+    model = train.new_model(args, len(corpus.vocabulary), torch.device("cpu"))
     return train.Trainer(model, corpus, args, train.Status(quiet=True), processes, "test")
 
 
@@ -1285,7 +1284,7 @@ def test_training_is_a_plain_loop(name, corpus_file, tmp_path):
 
 
 def test_the_best_model_is_kept_and_validated_without_dropout(corpus_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "schedule", lambda progress: 1 if progress < 0.7 else 200)  # then it gets worse
+    monkeypatch.setattr(train, "schedule", lambda progress, *_: 1 if progress < 0.7 else 200)  # then it gets worse
     results = train.main(["--data", corpus_file, "--out", str(tmp_path), *SMALL, "--valid-every", "30"])
     rows = list(csv.DictReader(open(tmp_path / "log.csv")))
     losses = [float(row["valid_loss"]) for row in rows]
@@ -1392,6 +1391,23 @@ def test_learning_rate_schedule():
     assert 0.99 < peak <= 1 and 0 < rates[0] < 0.05 and rates[-1] == pytest.approx(0, abs=1e-9)
     top = rates.index(peak)
     assert rates[:top] == sorted(rates[:top]) and rates[top:] == sorted(rates[top:], reverse=True)
+
+
+def test_training_as_zaremba_2014(corpus_file, tmp_path):
+    """Uniform weights, then plain SGD with a learning rate that is halved at each epoch after the second."""
+    flags = "--init 0.07 --optimizer sgd --halve-after 2 --epochs 4 --lr 0.5 --clip 99".split()
+    trainer = make_trainer(corpus_file, tmp_path, *flags)
+    weights = torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+    assert 0.069 < weights.abs().max() <= 0.07 and abs(weights.mean()) < 0.001
+    assert weights.std().item() == pytest.approx(0.07 / 3**0.5, rel=0.02)
+    rates, n = [], trainer.epoch_steps
+    for _ in range(4 * n):
+        before = [p.detach().clone() for p in trainer.model.parameters()]
+        trainer.training_step(0.5)
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+        for p, b in zip(trainer.model.parameters(), before):
+            torch.testing.assert_close(p.detach(), b - rates[-1] * p.grad)
+    assert rates == [0.5] * 2 * n + [0.25] * n + [0.125] * n
 
 
 # --- The command line ----------------------------------------------------------------------
@@ -1510,6 +1526,30 @@ def test_decoding_is_compared_by_numbers(trained, corpus_file, capsys):
     pieces = [part.tolist() for part in corpus.valid[:300].split(60)]
     numbers = sample.measure(pieces, known, ngram)
     assert [f"{numbers[0]:.1%}", f"{numbers[1]:.1%}"] == lines[1].split()[2:4]
+
+
+def test_learning_curves(trained, tmp_path, capsys):
+    picture, paths = tmp_path / "curves.svg", [trained[name][0] / "checkpoint.pt" for name in MODELS]
+    sampled(capsys, *paths, "--show-curves", picture)
+    root = xml.etree.ElementTree.fromstring(picture.read_text())
+    texts = [element.text for element in root.iter() if element.tag.endswith("text")]
+    rows = {path: list(csv.DictReader(open(path.parent / "log.csv"))) for path in paths}
+    for path, log in rows.items():
+        assert f"{path.parent.name}  {float(log[-1]['valid_ppl']):.1f}" in texts
+    dots = [element for element in root.iter() if element.tag.endswith("circle")]
+    assert len(dots) == sum(map(len, rows.values()))
+    page, xs, ys = root.attrib, *([float(dot.get(axis)) for dot in dots] for axis in ("cx", "cy"))
+    assert 0 < min(xs) < max(xs) < float(page["width"]) and 0 < min(ys) < max(ys) < float(page["height"])
+    first, last = [(100, 50.0), (200, 25.0)], [(100, 100.0), (300, 12.5)]
+    curves = xml.etree.ElementTree.fromstring(sample.curves_svg([("<a>", first), ("b", last)]))
+    at = [[float(dot.get(axis)) for dot in curves.iter() if dot.tag.endswith("circle")] for axis in ("cx", "cy")]
+    (ax, ay), (bx, by), (cx, cy), (dx, dy) = zip(*at)  # the curve that ends higher is drawn first
+    assert ax == cx < bx < dx and dx - bx == pytest.approx(bx - ax, abs=0.2)  # time to the right, in proportion
+    assert cy < ay < by < dy and by - ay == pytest.approx(ay - cy, abs=0.2)  # equal factors, equal distances
+    for log, complaint in (("step\n1\n", "not a log.csv"), ("seconds,valid_ppl\n1,2\n", "less than two")):
+        (tmp_path / "log.csv").write_text(log)
+        with pytest.raises(data.InputError, match=complaint):
+            sample.main([str(tmp_path / "checkpoint.pt"), "--show-curves", str(picture)])
 
 
 def test_attention_can_be_looked_at(trained, capsys, tmp_path):

@@ -67,8 +67,8 @@ SAVE_EVERY = 60  # seconds
 NOT_SETTINGS = ("resume", "out", "benchmark")  # the flags that say what to do and where, and nothing about the model
 PLAIN = ("step", "best_loss", "rows", "step_count", "token_count", "step_seconds")  # of a Trainer, kept in resume.pt
 FIXED = (  # the settings that a resumed run must keep
-    "model input embedding_size hidden_size layers dropout tie_weights memory memory_from"
-    " data level min_count vocab_size split batch_size bptt"
+    "model input embedding_size hidden_size layers dropout locked_dropout weight_dropout tie_weights memory memory_from"
+    " data level min_count vocab_size split batch_size bptt optimizer"
 ).split()
 
 
@@ -104,8 +104,14 @@ def perplexity(nats):
 # --- Schedule and precision --------------------------------------------------------------
 
 
-def schedule(progress):
-    """The learning rate as a fraction of its peak: a short rise, then a cosine down to zero.  progress: 0 to 1."""
+def schedule(progress, epoch=1, halve_after=None):
+    """The learning rate as a fraction of its peak, at a progress from 0 to 1 in an epoch counted from 1.
+
+    It rises for a short time and then falls along a cosine to zero. With halve_after it is 1 up to that epoch and is
+    halved at each later one, as in Zaremba et al. (2014).
+    """
+    if halve_after:
+        return 0.5 ** max(0, epoch - halve_after)
     return min(1.0, progress / 0.03 + 0.02) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
@@ -134,6 +140,15 @@ def keep_freed_memory():
 
 
 # --- Training ----------------------------------------------------------------------------
+
+
+def new_model(args, vocab_size, device):
+    """The model that the flags describe, with its first weights."""
+    torch.manual_seed(args.seed)
+    model = build_model(vars(args), vocab_size).to(device)
+    for parameter in model.parameters() if args.init else ():
+        nn.init.uniform_(parameter, -args.init, args.init)
+    return model
 
 
 class Loss(nn.Module):
@@ -166,7 +181,8 @@ class Trainer:
         self.epoch_steps = math.ceil(len(self.sides[0]) / args.bptt)
         self.valid = corpus.valid.to(self.device)
         self.loss = processes.parallel(Loss(model))
-        self.optimizer = torch.optim.AdamW(model.parameters(), args.lr, fused=self.device.type != "mps")
+        optimizer = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[args.optimizer]
+        self.optimizer = optimizer(model.parameters(), args.lr, fused=self.device.type != "mps")
         self.step, self.state, self.rows, self.best_loss, self.best_weights = 0, None, [], math.inf, None
         self.begun = self.saved = time.monotonic()
         self.signalled = self.interrupted = False  # here, and in any process
@@ -191,7 +207,7 @@ class Trainer:
         input, target = self.window(position)  # (T, B)
         self.model.grow(progress)
         for group in self.optimizer.param_groups:  # torch's schedulers count steps, but progress may count time
-            group["lr"] = self.args.lr * schedule(progress)
+            group["lr"] = self.args.lr * schedule(progress, 1 + self.step // self.epoch_steps, self.args.halve_after)
         self.optimizer.zero_grad()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             loss, self.state = self.loss(input, target, self.state if position else None)
@@ -566,8 +582,7 @@ def benchmark(argv, corpus, device, status, rounds=12, steps=5):
     models["decoder's memory"] = ["--model", "attention", "--memory-from", "decoder"]
     for name, flags in models.items():
         args = parse_arguments([*argv, *flags])
-        torch.manual_seed(args.seed)
-        model = build_model(vars(args), len(corpus.vocabulary)).to(device).train()
+        model = new_model(args, len(corpus.vocabulary), device).train()
         trainers[name] = Trainer(model, corpus, args, status, Processes())
     cores = {f"{name} alone": trainers[name].model.core for name in ("lstm", "cell")}
     T, B, E = args.bptt, args.batch_size, cores["lstm alone"].input_size
@@ -620,6 +635,8 @@ def parse_arguments(argv):
     flag("--embedding-size", metavar="N", type=size, help="numbers for a token (the hidden size)")
     flag("--layers", metavar="N", type=number(int, 1, MOST_LAYERS), default=1, help="stacked LSTMs (%(default)s)")
     flag("--dropout", metavar="X", type=number(float, 0, 0.95), default=0.4, help="fraction set to 0 (%(default)s)")
+    flag("--locked-dropout", action=yes_or_no, default=False, help="the same at all steps of a window (no)")
+    flag("--weight-dropout", metavar="X", type=number(float, 0, 0.95), default=0.0, help="of W_hh (%(default)s)")
     flag("--tie-weights", action=yes_or_no, help="one matrix for embedding and output (yes, unless one-hot)")
     flag = parser.add_argument_group("attention").add_argument
     flag("--memory-from", choices=["encoder", "decoder"], default="encoder", help="whose states it sees (%(default)s)")
@@ -627,7 +644,10 @@ def parse_arguments(argv):
     flag = parser.add_argument_group("training").add_argument
     flag("--batch-size", metavar="N", type=size, default=20, help="parallel streams (%(default)s)")
     flag("--bptt", metavar="N", type=size, default=35, help="steps in a window (%(default)s)")
-    flag("--lr", metavar="X", type=above_0, default=6e-3, help="AdamW's learning rate at its peak (%(default)s)")
+    flag("--optimizer", choices=["adamw", "sgd"], default="adamw", help="(%(default)s)")
+    flag("--lr", metavar="X", type=above_0, default=6e-3, help="learning rate at its peak (%(default)s)")
+    flag("--halve-after", metavar="EPOCH", type=positive, help="halve it at each later epoch (it falls along a cosine)")
+    flag("--init", metavar="X", type=above_0, help="draw all weights between -X and X (as each layer of torch does)")
     flag("--clip", metavar="X", type=above_0, default=0.5, help="largest norm of the gradient (%(default)s)")
     flag("--epochs", metavar="N", type=positive, default=6, help="passes over the corpus (%(default)s)")
     flag("--minutes", metavar="X", type=above_0, help="train for this time instead; the test comes after it (none)")
@@ -730,8 +750,7 @@ def main(argv=None):
         keep_freed_memory()
         if args.benchmark:
             return benchmark(argv, corpus, device, status)
-        torch.manual_seed(args.seed)
-        model = build_model(vars(args), len(corpus.vocabulary)).to(device)
+        model = new_model(args, len(corpus.vocabulary), device)
         trainer = Trainer(model, corpus, args, status, processes, name)
         if processes.rank:
             torch.manual_seed(args.seed + processes.rank)  # other dropout in each process
