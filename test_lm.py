@@ -272,6 +272,39 @@ def test_dropout_is_as_torchs(dtype):
     assert lstm_cell.dropout(x, 0.5, training=False) is x and lstm_cell.dropout(x, 0.0) is x
 
 
+def test_locked_dropout_is_the_same_at_all_steps():
+    torch.manual_seed(0)
+    y = lstm_cell.dropout(torch.ones(30, 40, 500), 0.3, locked=True)  # (T, B, H)
+    assert torch.equal(y, y[:1].expand_as(y))
+    assert abs((y[0] != 0).double().mean() - 0.7) < 0.02 and (y[0] != 0).double().mean(1).std() < 0.05
+    assert not torch.equal(y, lstm_cell.dropout(torch.ones(30, 40, 500), 0.3, locked=True))
+
+
+def test_weight_dropout_is_torchs_lstm_with_fewer_weights():
+    """In training some elements of W_hh, other ones at each call, are zero in all steps, and get no gradient."""
+    lstm, theirs = LSTM(4, 8, 2, weight_dropout=0.4).double(), nn.LSTM(4, 8, 2).double()
+    x, hx = torch.randn(6, 5, 4, dtype=torch.float64), tuple(torch.randn(2, 2, 5, 8, dtype=torch.float64))
+    theirs.load_state_dict(lstm.state_dict())
+    assert_same(results_and_gradients(lstm.eval(), x, hx), results_and_gradients(theirs, x, hx))
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        masks = [lstm_cell.dropout(torch.ones(32, 8, dtype=torch.float64), 0.4) for _ in range(2)]
+        weights = lstm.state_dict()
+        for layer, mask in enumerate(masks):
+            weights[f"weight_hh_l{layer}"] = weights[f"weight_hh_l{layer}"] * mask
+        theirs.load_state_dict(weights)
+        for module in (lstm.train(), theirs):
+            module.zero_grad()
+            torch.manual_seed(seed)
+            output, _ = module(x, hx)
+            output.square().sum().backward()
+            module.found = output
+        assert_same([lstm.found], [theirs.found])
+        for (name, a), b in zip(lstm.named_parameters(), theirs.parameters()):
+            scale = masks[int(name[-1])] if "weight_hh" in name else 1
+            assert_same([a.grad], [b.grad * scale])
+
+
 def test_lstm_dropout_is_between_its_layers():
     torch.manual_seed(0)
     lstm, x = LSTM(4, 8, 2, dropout=0.5), torch.randn(6, 5, 4)
@@ -297,6 +330,8 @@ def test_lstm_refuses_wrong_sizes():
     for p in (-0.1, 1, 1.5):
         with pytest.raises(ValueError):
             LSTM(4, 6, 2, dropout=p)
+        with pytest.raises(ValueError):
+            LSTM(4, 6, 2, weight_dropout=p)
 
 
 # --- lstm_lm.py and attention_lm.py --------------------------------------------------------
@@ -565,6 +600,21 @@ def test_dropout_is_off_in_evaluation_and_on_in_training(name):
     assert torch.equal(model(tokens)[0], model(tokens)[0])
     model.train()
     assert not torch.equal(model(tokens)[0], model(tokens)[0])
+
+
+@pytest.mark.parametrize("name", [name for name in KINDS if name != "lstm"])
+def test_locked_and_weight_dropout_reach_all_parts(name):
+    """Each alone changes what a model computes in training, and one layer's locked dropout is the same at all steps."""
+    tokens = torch.randint(11, (8, 2))
+    for options in ({"dropout": 0.5, "locked_dropout": True}, {"weight_dropout": 0.5}):
+        model = make_model(name, num_layers=2, **options).train()
+        assert not torch.equal(model(tokens)[0], model(tokens)[0])
+        assert torch.equal(model.eval()(tokens)[0], model(tokens)[0])
+        with pytest.raises(ValueError, match="--model cell"):
+            make_model("lstm", **options)
+    model = make_model(name, dropout=0.5, locked_dropout=True).train()
+    zero = model.embed(tokens.new_zeros(8, 2)) == 0  # one token at all steps
+    assert zero.any() and torch.equal(zero, zero[:1].expand_as(zero))
 
 
 @pytest.mark.parametrize("name", KINDS)
