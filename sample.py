@@ -542,9 +542,10 @@ def curves_svg(curves):
         parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in at]
         text = f"{html.escape(label)}  {points[-1][1]:.1f}"
         parts.append(f'<text x="{x + 8:.1f}" y="{label_y + 4:.1f}" fill="{colour}">{text}</text>')
-    for title, turn in ((f"{name} of training", f"translate({left + width / 2},{top + height + 36})"),
-                        ("validation perplexity", f"translate(16,{top + height / 2}) rotate(-90)")):
-        parts.append(f'<text transform="{turn}" text-anchor="middle">{title}</text>')
+    below, beside = f"{left + width / 2},{top + height + 36}", f"16,{top + height / 2}"
+    parts.append(f'<text transform="translate({below})" text-anchor="middle">{name} of training</text>')
+    side = f'transform="translate({beside}) rotate(-90)" text-anchor="middle"'
+    parts.append(f"<text {side}>validation perplexity</text>")
     longest = max(len(label) for label, _ in curves)
     return svg(left + width + 7 * longest + 60, top + height + 46, parts, ".grid{stroke:#ddd}")
 

@@ -428,8 +428,8 @@ class Processes:
         return pickle.loads(data)
 
     def parallel(self, loss):
-        """A module whose backward averages the gradients over the processes; not every window reaches all weights."""
-        return loss if self.count == 1 else nn.parallel.DistributedDataParallel(loss, find_unused_parameters=True)
+        """A module whose backward averages the gradients over the processes."""
+        return loss if self.count == 1 else nn.parallel.DistributedDataParallel(loss)
 
     def columns(self, batch):
         """This process's streams (T, B / N, ...) of all streams (T, B, ...)."""
