@@ -40,7 +40,7 @@ from earlier calls, then T new ones.
 import torch
 from torch import nn
 
-from lstm_cell import LSTM, LSTMCell
+from lstm_cell import LSTMCell
 from lstm_lm import LanguageModel
 
 
@@ -71,7 +71,6 @@ class AttentionLM(LanguageModel):
 
     num_layers: L, of the LSTM whose states are the memory.  memory_from: "encoder" or "decoder", as above.
     memory: M, the number of slots in view. In training fewer are in view at first, see `grow`.
-    weight_dropout: of W_hh in that LSTM, see `lstm_cell.LSTM`.
     The other arguments are those of `LanguageModel`.
 
     The state is (tokens, memory, context, h, c, and with an encoder its h and c): the tokens (S, B) and states
@@ -79,21 +78,12 @@ class AttentionLM(LanguageModel):
     """
 
     def __init__(
-        self,
-        vocab_size,
-        embedding_size,
-        hidden_size,
-        num_layers=1,
-        memory_from="encoder",
-        memory=400,
-        weight_dropout=0.0,
-        **options,
+        self, vocab_size, embedding_size, hidden_size, num_layers=1, memory_from="encoder", memory=400, **options
     ):
         super().__init__(vocab_size, embedding_size, hidden_size, **options)
         self.hidden_size, self.num_layers, self.memory_from = hidden_size, num_layers, memory_from
         self.memory = self.in_view = memory
-        sizes = self.embedding_size, hidden_size, num_layers
-        lstm = LSTM(*sizes, True, self.dropout, self.locked_dropout, weight_dropout)
+        lstm = self.lstm(hidden_size, num_layers)
         if memory_from == "encoder":
             self.encoder = lstm
             self.decoder = LSTMCell(self.embedding_size + hidden_size, hidden_size)

@@ -41,7 +41,7 @@ class LanguageModel(nn.Module):
     training.
     input: "embedding", a learned vector for each token, or "one-hot", a vector of V numbers with a single 1, so E is V.
     tie_weights: whether the output layer shares the matrix of the embedding.  Raises ValueError if it cannot.
-    locked_dropout: whether dropout is the same at all steps of a call, see `lstm_cell.dropout`.
+    locked_dropout: whether dropout is the same at all steps of a call.  weight_dropout: of W_hh.  See `lstm_cell.LSTM`.
     """
 
     def __init__(
@@ -53,12 +53,13 @@ class LanguageModel(nn.Module):
         input="embedding",
         tie_weights=False,
         locked_dropout=False,
+        weight_dropout=0.0,
     ):
         super().__init__()
         if tie_weights and input == "one-hot":
             raise ValueError("tied weights need --input embedding: one-hot input has no matrix to share")
         self.vocab_size, self.one_hot = vocab_size, input == "one-hot"
-        self.dropout, self.locked_dropout = dropout, locked_dropout
+        self.dropout, self.locked_dropout, self.weight_dropout = dropout, locked_dropout, weight_dropout
         self.embedding_size = vocab_size if self.one_hot else embedding_size
         self.readout_size = embedding_size if tie_weights else hidden_size
         self.output = nn.Linear(self.readout_size, vocab_size)
@@ -69,6 +70,12 @@ class LanguageModel(nn.Module):
             nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
         if tie_weights:
             self.embedding.weight = self.output.weight
+
+    def lstm(self, hidden_size, num_layers):
+        """This project's LSTM over what `embed` returns, with the dropout of this model."""
+        locked, weight = self.locked_dropout, self.weight_dropout
+        sizes = self.embedding_size, hidden_size, num_layers
+        return LSTM(*sizes, dropout=self.dropout, locked_dropout=locked, weight_dropout=weight)
 
     def embed(self, input):
         """int64 (T, B) -> (T, B, E)."""
@@ -100,22 +107,19 @@ class LSTMLM(LanguageModel):
 
     hidden_size, num_layers: H and L.  core: "lstm" for `torch.nn.LSTM`, "cell" for `lstm_cell.LSTM`.
     With tied weights and H different from E, a Linear from H to E stands before the output layer.
-    weight_dropout: of W_hh, see `lstm_cell.LSTM`.  Raises ValueError for it, and for locked dropout, with "lstm".
     The other arguments are those of `LanguageModel`.  The state is (h, c), each (L, B, H).
+    Raises ValueError for weight dropout and locked dropout with "lstm".
     """
 
-    def __init__(
-        self, vocab_size, embedding_size, hidden_size, num_layers=1, core="cell", weight_dropout=0.0, **options
-    ):
+    def __init__(self, vocab_size, embedding_size, hidden_size, num_layers=1, core="cell", **options):
         super().__init__(vocab_size, embedding_size, hidden_size, **options)
-        sizes, dropouts = (self.embedding_size, hidden_size, num_layers), (self.locked_dropout, weight_dropout)
         if core == "cell":
-            self.core = LSTM(*sizes, True, self.dropout, *dropouts)
-        elif any(dropouts):
+            self.core = self.lstm(hidden_size, num_layers)
+        elif self.locked_dropout or self.weight_dropout:
             raise ValueError("torch.nn.LSTM has no --weight-dropout and no --locked-dropout: give --model cell")
         else:
             between_layers = self.dropout if num_layers > 1 else 0.0  # nn.LSTM warns of dropout with one layer
-            self.core = nn.LSTM(*sizes, dropout=between_layers)
+            self.core = nn.LSTM(self.embedding_size, hidden_size, num_layers, dropout=between_layers)
         self.project = nn.Identity() if self.readout_size == hidden_size else nn.Linear(hidden_size, self.readout_size)
 
     def features(self, input, state=None):
