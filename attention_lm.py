@@ -40,7 +40,7 @@ from earlier calls, then T new ones.
 import torch
 from torch import nn
 
-from lstm_cell import LSTMCell
+from lstm_cell import LSTM, LSTMCell
 from lstm_lm import LanguageModel
 
 
@@ -71,7 +71,7 @@ class AttentionLM(LanguageModel):
 
     num_layers: L, of the LSTM whose states are the memory.  memory_from: "encoder" or "decoder", as above.
     memory: M, the number of slots in view. In training fewer are in view at first, see `grow`.
-    The other arguments are those of `LanguageModel`.
+    The other arguments are those of `LanguageModel`; weight_dropout acts in the LSTM whose states are the memory.
 
     The state is (tokens, memory, context, h, c, and with an encoder its h and c): the tokens (S, B) and states
     (S, B, H) of the last slots, S <= M, the last context (1, B, H), and the LSTMs' states, (L, B, H) or (1, B, H).
@@ -83,7 +83,7 @@ class AttentionLM(LanguageModel):
         super().__init__(vocab_size, embedding_size, hidden_size, **options)
         self.hidden_size, self.num_layers, self.memory_from = hidden_size, num_layers, memory_from
         self.memory = self.in_view = memory
-        lstm = self.lstm(hidden_size, num_layers)
+        lstm = LSTM(self.embedding_size, hidden_size, num_layers, **self.dropouts)
         if memory_from == "encoder":
             self.encoder = lstm
             self.decoder = LSTMCell(self.embedding_size + hidden_size, hidden_size)

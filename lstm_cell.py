@@ -183,8 +183,9 @@ class LSTM(nn.Module):
 
     input_size, hidden_size, num_layers: I, H and L.  bias: whether b_ih and b_hh exist.
     dropout: the probability, 0 <= dropout < 1, with which each output of a layer, but not of the last, is set to zero
-    in training.  locked_dropout: whether it is the same one at all steps.  weight_dropout: the same for the elements of
-    W_hh, which torch's module cannot do (DropConnect in the LSTM, Merity et al., 2018).
+    in training.  locked_dropout: drop the same units at all steps.  weight_dropout: the probability with which an
+    element of W_hh is set to zero, anew at each call (DropConnect: Wan et al., 2013; in LSTMs: Merity et al., 2018).
+    torch's module has neither of the last two.
     Raises ValueError for a dropout outside the range.  The gradient cannot be differentiated again.
     """
 

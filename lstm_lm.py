@@ -7,9 +7,9 @@
     input (T, B)  ->  embedding or one-hot (T, B, E)  ->  LSTM (T, B, H)  ->  Linear (T, B, V)  ->  log_softmax
 
 The model follows Mikolov et al. (2010) and Zaremba et al. (2014). As in the latter paper, dropout is applied to the
-embedding, between layers and before the output layer, and never to what an LSTM passes to its own next step. (One-hot
-input has no dropout.) With tied weights, one matrix is both the embedding and the weight of the last Linear (Press and
-Wolf, 2017; Inan et al., 2017).
+embedding, between layers and before the output layer, and never to what an LSTM passes to its own next step; weight
+dropout, which drops elements of W_hh, is the exception. (One-hot input has no dropout.) With tied weights, one matrix
+is both the embedding and the weight of the last Linear (Press and Wolf, 2017; Inan et al., 2017).
 
 The LSTM is `torch.nn.LSTM` (core="lstm") or this project's own (core="cell"). Both have the same parameters under the
 same names, so a checkpoint of one opens with the other.
@@ -41,7 +41,8 @@ class LanguageModel(nn.Module):
     training.
     input: "embedding", a learned vector for each token, or "one-hot", a vector of V numbers with a single 1, so E is V.
     tie_weights: whether the output layer shares the matrix of the embedding.  Raises ValueError if it cannot.
-    locked_dropout: whether dropout is the same at all steps of a call.  weight_dropout: of W_hh.  See `lstm_cell.LSTM`.
+    locked_dropout: drop the same units at all steps of a call.  weight_dropout: the probability with which an element
+    of W_hh is set to zero in training. See `lstm_cell.LSTM`.
     """
 
     def __init__(
@@ -59,7 +60,8 @@ class LanguageModel(nn.Module):
         if tie_weights and input == "one-hot":
             raise ValueError("tied weights need --input embedding: one-hot input has no matrix to share")
         self.vocab_size, self.one_hot = vocab_size, input == "one-hot"
-        self.dropout, self.locked_dropout, self.weight_dropout = dropout, locked_dropout, weight_dropout
+        self.dropout, self.locked_dropout = dropout, locked_dropout
+        self.dropouts = {"dropout": dropout, "locked_dropout": locked_dropout, "weight_dropout": weight_dropout}
         self.embedding_size = vocab_size if self.one_hot else embedding_size
         self.readout_size = embedding_size if tie_weights else hidden_size
         self.output = nn.Linear(self.readout_size, vocab_size)
@@ -70,12 +72,6 @@ class LanguageModel(nn.Module):
             nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
         if tie_weights:
             self.embedding.weight = self.output.weight
-
-    def lstm(self, hidden_size, num_layers):
-        """This project's LSTM over what `embed` returns, with the dropout of this model."""
-        locked, weight = self.locked_dropout, self.weight_dropout
-        sizes = self.embedding_size, hidden_size, num_layers
-        return LSTM(*sizes, dropout=self.dropout, locked_dropout=locked, weight_dropout=weight)
 
     def embed(self, input):
         """int64 (T, B) -> (T, B, E)."""
@@ -108,14 +104,14 @@ class LSTMLM(LanguageModel):
     hidden_size, num_layers: H and L.  core: "lstm" for `torch.nn.LSTM`, "cell" for `lstm_cell.LSTM`.
     With tied weights and H different from E, a Linear from H to E stands before the output layer.
     The other arguments are those of `LanguageModel`.  The state is (h, c), each (L, B, H).
-    Raises ValueError for weight dropout and locked dropout with "lstm".
+    Raises ValueError for weight dropout or locked dropout with "lstm".
     """
 
     def __init__(self, vocab_size, embedding_size, hidden_size, num_layers=1, core="cell", **options):
         super().__init__(vocab_size, embedding_size, hidden_size, **options)
         if core == "cell":
-            self.core = self.lstm(hidden_size, num_layers)
-        elif self.locked_dropout or self.weight_dropout:
+            self.core = LSTM(self.embedding_size, hidden_size, num_layers, **self.dropouts)
+        elif self.locked_dropout or self.dropouts["weight_dropout"]:
             raise ValueError("torch.nn.LSTM has no --weight-dropout and no --locked-dropout: give --model cell")
         else:
             between_layers = self.dropout if num_layers > 1 else 0.0  # nn.LSTM warns of dropout with one layer

@@ -1,4 +1,4 @@
-"""From a checkpoint to text: greedy and temperature decoding, comparison, attention pictures.
+"""From a checkpoint to text: greedy and temperature decoding, comparison, and pictures of attention and learning.
 
     python sample.py out/cell/checkpoint.pt --prompt "the function returns"
     python sample.py out/cell/checkpoint.pt --prompt "the function returns" --greedy
@@ -128,14 +128,15 @@ def check_checkpoint(checkpoint, file_size):
     expect(fits(weights, model.state_dict()), "its weights do not fit its settings, or are not finite")
     if "training" in checkpoint:
         expect(type(checkpoint.get("run")) is str, "it does not name its run")
-        check_training(checkpoint["training"], model, settings.get("batch_size"))
+        check_training(checkpoint["training"], model, settings)
 
 
-def check_training(training, model, batch_size):
+def check_training(training, model, settings):
     """Raise ValueError, saying why, unless the entry "training" of a resume.pt has the form below."""
     expect(isinstance(training, dict) and "state" in training, "its entry training is damaged")
-    moments, state, rng = (training.get(name) for name in ("optimizer", "state", "rng"))
-    parameters = [(n, p) for n, p in enumerate(model.parameters()) if isinstance(moments, dict) and n in moments]
+    state, rng = (training.get(name) for name in ("state", "rng"))
+    adapted = training.get("step") and settings.get("optimizer") != "sgd"  # plain SGD keeps nothing
+    parameters = enumerate(model.parameters()) if adapted else ()
     forms = {
         "weights": model.state_dict(),  # after the last step
         "optimizer": {n: {"step": torch.zeros(()), "exp_avg": p, "exp_avg_sq": p} for n, p in parameters},  # AdamW's
@@ -152,7 +153,7 @@ def check_training(training, model, batch_size):
         expect(fits(training.get(name), form), f"its entry training/{name} is damaged")
     # The model's state is a tuple of tensors with the B streams in dimension 1, or None before the first step.
     plain = state is None or type(state) is tuple and fits(list(state), [torch.Tensor])
-    plain = plain and all(part.dim() > 1 and part.shape[1] == batch_size for part in state or ())
+    plain = plain and all(part.dim() > 1 and part.shape[1] == settings.get("batch_size") for part in state or ())
     expect(plain, "its entry training/state is damaged")
     # The random numbers' state is {device type: [a uint8 tensor from each process]}.
     plain = isinstance(rng, dict) and all(fits(parts, [torch.Tensor]) for parts in rng.values())
@@ -184,17 +185,8 @@ def build_model(settings, vocab_size):
 
     Raises InputError for settings that contradict each other.
     """
-    shared = dict(
-        vocab_size=vocab_size,
-        embedding_size=settings["embedding_size"],
-        hidden_size=settings["hidden_size"],
-        num_layers=settings["layers"],
-        dropout=settings["dropout"],
-        input=settings["input"],
-        tie_weights=settings["tie_weights"],
-        locked_dropout=settings["locked_dropout"],
-        weight_dropout=settings["weight_dropout"],
-    )
+    names = "embedding_size hidden_size dropout locked_dropout weight_dropout input tie_weights".split()
+    shared = {"vocab_size": vocab_size, "num_layers": settings["layers"], **{name: settings[name] for name in names}}
     try:
         if settings["model"] == "attention":
             return AttentionLM(**shared, memory_from=settings["memory_from"], memory=settings["memory"])
@@ -235,7 +227,9 @@ def load_checkpoint(path, device="cpu", model=None):
     settings, vocabulary = checkpoint["settings"], Vocabulary(**checkpoint["vocabulary"])
     if model and settings["model"] == "attention":
         raise InputError(f"--model opens checkpoints of lstm and cell, but {path} is of attention: leave it out")
-    network = build_model({**settings, "model": model or settings["model"]}, len(vocabulary))
+    if model:  # reading needs no dropout, and torch.nn.LSTM does not have these two
+        settings = {**settings, "model": model, "locked_dropout": False, "weight_dropout": 0.0}
+    network = build_model(settings, len(vocabulary))
     network.load_state_dict(checkpoint["weights"])
     return network.to(device).eval(), vocabulary, checkpoint
 
@@ -505,7 +499,7 @@ def read_curve(path):
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     except (KeyError, TypeError, ValueError, csv.Error):
         raise InputError(f"{path} is not a log.csv that train.py wrote") from None
-    points = [point for point in points if point[0] >= 0 and 1 <= point[1] < math.inf]
+    points = [point for point in points if 0 < point[0] < 1e9 and 1 <= point[1] < math.inf]
     if len(points) < 2:
         raise InputError(f"{path} has less than two validations to draw a line through: try a smaller --valid-every")
     return points
@@ -516,7 +510,7 @@ def curves_svg(curves):
     left, top, width, height = 60, 20, 520, 320
     xs, ys = ([point[axis] for _, points in curves for point in points] for axis in (0, 1))
     unit, name = (60, "minutes") if max(xs) > 180 else (1, "seconds")
-    low, high, end = math.log(min(ys) / 1.1), math.log(max(ys) * 1.1), max(xs) / unit
+    low, high, end = math.log(min(ys) / 1.25), math.log(max(ys) * 1.25), max(xs) / unit
 
     def place(seconds, perplexity):
         return left + width * seconds / unit / end, top + height * (high - math.log(perplexity)) / (high - low)
@@ -552,7 +546,8 @@ def curves_svg(curves):
 
 def show_curves(file, paths):
     """Draw the log.csv beside each checkpoint in one SVG file.  Raises InputError as `read_curve` does."""
-    curves = [(pathlib.Path(path).parent.name, read_curve(pathlib.Path(path).parent / "log.csv")) for path in paths]
+    folders = [pathlib.Path(path).absolute().parent for path in paths]
+    curves = [(folder.name, read_curve(folder / "log.csv")) for folder in folders]
     write_atomically(file, lambda out: out.write(curves_svg(curves).encode()))
     print(f"wrote {file}: open it in a browser")
 

@@ -1333,6 +1333,27 @@ def test_training_is_a_plain_loop(name, corpus_file, tmp_path):
     assert_same(trainer.state, state, rtol=1e-4, atol=1e-5)
 
 
+def test_resuming_sgd(corpus_file, tmp_path, capsys):
+    """A resumed run with SGD ends like an undisturbed one, and its optimizer and first weights cannot be changed."""
+    flags = ["--data", corpus_file, *SMALL, "--optimizer", "sgd", "--lr", "1", "--halve-after", "1", "--init", "0.1"]
+    train.main([*flags, "--out", str(tmp_path / "once")])
+    train.main([*flags, "--out", str(tmp_path / "twice"), "--epochs", "1"])
+    train.main(["--resume", str(tmp_path / "twice"), "--epochs", "2"])
+    assert_same_runs(tmp_path / "once", tmp_path / "twice")
+    for change in (["--optimizer", "adamw"], ["--init", "0.2"]):
+        with pytest.raises(InputError, match=f"trained with {change[0]}"):
+            train.main(["--resume", str(tmp_path / "twice"), "--epochs", "3", *change])
+
+
+def test_a_checkpoint_of_cell_with_more_dropout_opens_as_lstm(corpus_file, tmp_path):
+    flags = ["--data", corpus_file, *SMALL, "--epochs", "1", "--locked-dropout", "--weight-dropout", "0.2"]
+    path = train.main([*flags, "--out", str(tmp_path)])["checkpoint"]
+    models = [sample.load_checkpoint(path, model=name)[0] for name in ("cell", "lstm")]
+    tokens = torch.randint(9, (12, 2))
+    assert isinstance(models[1].core, nn.LSTM)
+    assert_same(*([model(tokens)[0]] for model in models), rtol=1e-5, atol=1e-6)
+
+
 def test_the_best_model_is_kept_and_validated_without_dropout(corpus_file, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "schedule", lambda progress, *_: 1 if progress < 0.7 else 200)  # then it gets worse
     results = train.main(["--data", corpus_file, "--out", str(tmp_path), *SMALL, "--valid-every", "30"])
@@ -1594,6 +1615,8 @@ def test_learning_curves(trained, tmp_path, capsys):
     curves = xml.etree.ElementTree.fromstring(sample.curves_svg([("<a>", first), ("b", last)]))
     at = [[float(dot.get(axis)) for dot in curves.iter() if dot.tag.endswith("circle")] for axis in ("cx", "cy")]
     (ax, ay), (bx, by), (cx, cy), (dx, dy) = zip(*at)  # the curve that ends higher is drawn first
+    ticks = [element.text for element in curves.iter() if element.tag.endswith("text")]
+    assert {"15", "20", "100"} <= set(ticks)
     assert ax == cx < bx < dx and dx - bx == pytest.approx(bx - ax, abs=0.2)  # time to the right, in proportion
     assert cy < ay < by < dy and by - ay == pytest.approx(ay - cy, abs=0.2)  # equal factors, equal distances
     for log, complaint in (("step\n1\n", "not a log.csv"), ("seconds,valid_ppl\n1,2\n", "less than two")):
@@ -1649,6 +1672,8 @@ BAD_TRAINING = {
     "dropout": (["--dropout", "1"], "--dropout.*at most"),
     "lr": (["--lr", "much"], "--lr.*not a number"),
     "batch": (["--batch-size", "100000"], "larger than the corpus"),
+    "weight dropout": (["--model", "lstm", "--weight-dropout", "0.1"], "--model cell"),
+    "locked dropout": (["--benchmark", "--locked-dropout"], "--benchmark times torch.nn.LSTM"),
     "tie one-hot": (["--tie-weights", "--input", "one-hot"], "one-hot"),
     "device": (["--device", "cuda:7"], "no device cuda:7"),
     "device name": (["--device", "toaster"], "no device toaster"),
@@ -1696,10 +1721,14 @@ def test_bad_training_input_gets_one_clear_line(case, bad_folder, monkeypatch):
     monkeypatch.chdir(bad_folder)
     flags, message = BAD_TRAINING[case]
     default = [] if "--data" in flags else ["--data", "good.txt"]
+    earlier = pathlib.Path("earlier/log.csv")  # the files of an earlier run stay where they are
+    earlier.parent.mkdir(exist_ok=True)
+    earlier.touch()
+    out = [] if "--resume" in flags else ["--out", "earlier"]
     with pytest.raises(InputError, match=message) as raised:
-        train.main([*SMALL, *default, *flags])
+        train.main([*SMALL, *out, *default, *flags])
     assert "\n" not in str(raised.value)
-    assert not list(bad_folder.rglob("log.csv"))
+    assert list(bad_folder.rglob("log.csv")) == [bad_folder / earlier]
 
 
 BAD_SAMPLING = {

@@ -68,7 +68,7 @@ NOT_SETTINGS = ("resume", "out", "benchmark")  # the flags that say what to do a
 PLAIN = ("step", "best_loss", "rows", "step_count", "token_count", "step_seconds")  # of a Trainer, kept in resume.pt
 FIXED = (  # the settings that a resumed run must keep
     "model input embedding_size hidden_size layers dropout locked_dropout weight_dropout tie_weights memory memory_from"
-    " data level min_count vocab_size split batch_size bptt optimizer"
+    " data level min_count vocab_size split batch_size bptt optimizer init"
 ).split()
 
 
@@ -397,7 +397,8 @@ class Processes:
     """The N processes that torchrun started, or the only one without it.
 
     Each trains on B / N of the B streams and DistributedDataParallel averages their gradients, so that together they
-    take the step that one process would take. Only the first, rank 0, reads, writes, evaluates and prints.
+    take the step that one process would take. (Each drops other units and weights.) Only the first, rank 0, reads,
+    writes, evaluates and prints.
     """
 
     def __init__(self):
@@ -625,6 +626,7 @@ def parse_arguments(argv):
     """The flags -> a namespace."""
     parser = Parser(description=inspect.cleandoc(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter)
     size, positive, above_0 = number(int, 1, LARGEST), number(int, 1), number(float, 0, open_low=True)
+    fraction = number(float, 0, 0.95)
     yes_or_no = argparse.BooleanOptionalAction
     flag = add_corpus_flags(parser).add_argument
     flag("--data", default="python-docs", help="python-docs, ptb, shakespeare, a text file, or a folder (%(default)s)")
@@ -634,9 +636,9 @@ def parse_arguments(argv):
     flag("--hidden-size", metavar="N", type=size, help="units in a layer (256; attention: 190, or 240 by the decoder)")
     flag("--embedding-size", metavar="N", type=size, help="numbers for a token (the hidden size)")
     flag("--layers", metavar="N", type=number(int, 1, MOST_LAYERS), default=1, help="stacked LSTMs (%(default)s)")
-    flag("--dropout", metavar="X", type=number(float, 0, 0.95), default=0.4, help="fraction set to 0 (%(default)s)")
-    flag("--locked-dropout", action=yes_or_no, default=False, help="the same at all steps of a window (no)")
-    flag("--weight-dropout", metavar="X", type=number(float, 0, 0.95), default=0.0, help="of W_hh (%(default)s)")
+    flag("--dropout", metavar="X", type=fraction, default=0.4, help="fraction set to 0 (%(default)s)")
+    flag("--locked-dropout", action=yes_or_no, default=False, help="drop the same units at all steps of a window (no)")
+    flag("--weight-dropout", metavar="X", type=fraction, default=0.0, help="fraction of W_hh set to 0 (%(default)s)")
     flag("--tie-weights", action=yes_or_no, help="one matrix for embedding and output (yes, unless one-hot)")
     flag = parser.add_argument_group("attention").add_argument
     flag("--memory-from", choices=["encoder", "decoder"], default="encoder", help="whose states it sees (%(default)s)")
@@ -646,8 +648,8 @@ def parse_arguments(argv):
     flag("--bptt", metavar="N", type=size, default=35, help="steps in a window (%(default)s)")
     flag("--optimizer", choices=["adamw", "sgd"], default="adamw", help="(%(default)s)")
     flag("--lr", metavar="X", type=above_0, default=6e-3, help="learning rate at its peak (%(default)s)")
-    flag("--halve-after", metavar="EPOCH", type=positive, help="halve it at each later epoch (it falls along a cosine)")
-    flag("--init", metavar="X", type=above_0, help="draw all weights between -X and X (as each layer of torch does)")
+    flag("--halve-after", metavar="EPOCH", type=positive, help="keep --lr up to it, then halve it each epoch (cosine)")
+    flag("--init", metavar="X", type=above_0, help="draw all weights and biases from -X to X (each its own way)")
     flag("--clip", metavar="X", type=above_0, default=0.5, help="largest norm of the gradient (%(default)s)")
     flag("--epochs", metavar="N", type=positive, default=6, help="passes over the corpus (%(default)s)")
     flag("--minutes", metavar="X", type=above_0, help="train for this time instead; the test comes after it (none)")
@@ -683,6 +685,8 @@ def prepare(argv, processes, status, stack):
         name = f"torchrun-{os.environ['TORCHELASTIC_RUN_ID']}-{os.getppid()}"
     if args.benchmark and processes.count > 1:
         raise InputError("--benchmark times a single process: start it without torchrun")
+    if args.benchmark and (args.locked_dropout or args.weight_dropout):
+        raise InputError("--benchmark times torch.nn.LSTM too, which has no --locked-dropout and no --weight-dropout")
     if args.resume and not (out / "resume.pt").exists():
         raise InputError(f"nothing to resume in {out}: it has no resume.pt")
     if not args.benchmark:
@@ -701,8 +705,6 @@ def prepare(argv, processes, status, stack):
     streams(corpus.train, args.batch_size)  # raises InputError if there are too many
     if args.batch_size % processes.count:
         raise InputError(f"--batch-size {args.batch_size} cannot be divided by {processes.count} processes")
-    if not saved and not args.benchmark:
-        set_earlier_run_aside(out, status)
     return args, saved["run"] if saved else name, saved, corpus
 
 
@@ -713,12 +715,13 @@ def test(trainer, device):
     save_checkpoint(path, trainer.best())
     model, vocabulary, checkpoint = load_checkpoint(path, device)
     results = {"valid_ppl": perplexity(trainer.best_loss), "test_ppl": None}
-    status.line(f"best valid perplexity {results['valid_ppl']:.2f}, kept in {path}")
+    in_nats = f" ({trainer.best_loss:.4f} nats per character)" if args.level == "char" else ""
+    status.line(f"best valid perplexity {results['valid_ppl']:.2f}{in_nats}, kept in {path}")
     if len(corpus.test):
         nats = evaluate(model, corpus.test.to(device), vocabulary.start)
         results["test_ppl"] = perplexity(nats)
-        per_token = f" ({nats:.4f} nats per character)" if args.level == "char" else ""
-        status.line(f"test perplexity {results['test_ppl']:.2f}{per_token}")
+        in_nats = f" ({nats:.4f} nats per character)" if args.level == "char" else ""
+        status.line(f"test perplexity {results['test_ppl']:.2f}{in_nats}")
     else:
         status.line("no test perplexity: this split of the corpus leaves no test text")
     save_checkpoint(path, {**checkpoint, "results": results})
@@ -751,6 +754,8 @@ def main(argv=None):
         if args.benchmark:
             return benchmark(argv, corpus, device, status)
         model = new_model(args, len(corpus.vocabulary), device)
+        if not saved and processes.rank == 0:  # not before new_model, which refuses flags that contradict each other
+            set_earlier_run_aside(pathlib.Path(args.out), status)
         trainer = Trainer(model, corpus, args, status, processes, name)
         if processes.rank:
             torch.manual_seed(args.seed + processes.rank)  # other dropout in each process
