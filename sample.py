@@ -527,8 +527,8 @@ def curves_svg(curves):
             parts.append(f'<path class="grid" d="M{left} {y:.1f}h{width}"/>')
             parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
     label_y = -math.inf
-    for number, (label, points) in sorted(enumerate(curves), key=lambda curve: -curve[1][1][-1][1]):
-        colour = ("#0b5394", "#d95f02", "#1b9e77", "#7570b3", "#666")[number % 5]
+    for index, (label, points) in sorted(enumerate(curves), key=lambda curve: -curve[1][1][-1][1]):
+        colour = ("#0b5394", "#d95f02", "#1b9e77", "#7570b3", "#666")[index % 5]
         at = [place(*point) for point in points]
         line, (x, y) = "L".join(f"{x:.1f} {y:.1f}" for x, y in at), at[-1]
         label_y = max(y, label_y + 15)  # so that labels do not overlap

@@ -648,8 +648,8 @@ def parse_arguments(argv):
     flag("--bptt", metavar="N", type=size, default=35, help="steps in a window (%(default)s)")
     flag("--optimizer", choices=["adamw", "sgd"], default="adamw", help="(%(default)s)")
     flag("--lr", metavar="X", type=above_0, default=6e-3, help="learning rate at its peak (%(default)s)")
-    flag("--halve-after", metavar="EPOCH", type=positive, help="keep --lr up to it, then halve it each epoch (cosine)")
-    flag("--init", metavar="X", type=above_0, help="draw all weights and biases from -X to X (each its own way)")
+    flag("--halve-after", metavar="EPOCH", type=positive, help="keep --lr up to here, then halve it each epoch (off)")
+    flag("--init", metavar="X", type=above_0, help="draw all weights and biases from -X to X (each layer's own)")
     flag("--clip", metavar="X", type=above_0, default=0.5, help="largest norm of the gradient (%(default)s)")
     flag("--epochs", metavar="N", type=positive, default=6, help="passes over the corpus (%(default)s)")
     flag("--minutes", metavar="X", type=above_0, help="train for this time instead; the test comes after it (none)")
@@ -715,13 +715,15 @@ def test(trainer, device):
     save_checkpoint(path, trainer.best())
     model, vocabulary, checkpoint = load_checkpoint(path, device)
     results = {"valid_ppl": perplexity(trainer.best_loss), "test_ppl": None}
-    in_nats = f" ({trainer.best_loss:.4f} nats per character)" if args.level == "char" else ""
-    status.line(f"best valid perplexity {results['valid_ppl']:.2f}{in_nats}, kept in {path}")
+
+    def shown(nats):
+        return f"{perplexity(nats):.2f}" + (f" ({nats:.4f} nats per character)" if args.level == "char" else "")
+
+    status.line(f"best valid perplexity {shown(trainer.best_loss)}, kept in {path}")
     if len(corpus.test):
         nats = evaluate(model, corpus.test.to(device), vocabulary.start)
         results["test_ppl"] = perplexity(nats)
-        in_nats = f" ({nats:.4f} nats per character)" if args.level == "char" else ""
-        status.line(f"test perplexity {results['test_ppl']:.2f}{in_nats}")
+        status.line(f"test perplexity {shown(nats)}")
     else:
         status.line("no test perplexity: this split of the corpus leaves no test text")
     save_checkpoint(path, {**checkpoint, "results": results})
