@@ -102,8 +102,6 @@ def check_checkpoint(checkpoint, file_size):
     settings, vocabulary, weights, results = (checkpoint[part] for part in parts)
     plain = all(type(value) in (str, int, float, bool, type(None), list) for value in settings.values())
     expect(plain and all(str(value).isprintable() for value in settings.values()), "its settings are damaged")
-    old = "form" in vocabulary or "model" in settings and "weight_dropout" not in settings
-    expect(not old, "an earlier version of this project wrote it, and this one cannot open it: train the model again")
     size = range(1, LARGEST + 1)
     forms = {"model": tuple(MODELS), "input": ("embedding", "one-hot"), "embedding_size": size, "hidden_size": size}
     forms |= {"layers": range(1, MOST_LAYERS + 1), "dropout": float, "tie_weights": (True, False), "bptt": size}
@@ -112,8 +110,6 @@ def check_checkpoint(checkpoint, file_size):
         forms |= {"memory": size, "memory_from": ("encoder", "decoder")}
     for name, form in forms.items():
         expect(fits(settings.get(name), form), f"its setting {name} is missing or out of range")
-    for name in ("dropout", "weight_dropout"):
-        expect(settings[name] < 1, f"its setting {name} is out of range")
     words, tokeniser = vocabulary.get("index2word"), vocabulary.get("tokeniser")
     known = fits(vocabulary, {"index2word": [str], "tokeniser": ("text", "lines", "chars")})
     known = known and len(set(words)) == len(words) and ({UNK} if tokeniser == "chars" else {UNK, EOS}) <= set(words)
@@ -144,10 +140,8 @@ def check_training(training, model, settings):
         "best_loss": float if training.get("rows") else (math.inf,),  # the smallest validation loss
         "seconds": float,  # of training so far
         "step": range(2**53),
-        "loss_sum": float,  # this and the rest since the last validation
+        "loss_sum": float,  # this and the next since the last validation
         "step_count": range(2**53),
-        "token_count": range(2**53),
-        "step_seconds": float,
     }
     for name, form in forms.items():
         expect(fits(training.get(name), form), f"its entry training/{name} is damaged")
@@ -213,7 +207,7 @@ def read_checkpoint(path):
         checkpoint = read_archive(raw)
         check_checkpoint(checkpoint, len(raw))
     except (ValueError, RuntimeError, InputError) as error:
-        raise InputError(f"{path} is not a checkpoint that train.py wrote: {error}") from None
+        raise InputError(f"{path} is not a checkpoint that this version of train.py wrote: {error}") from None
     return checkpoint
 
 
@@ -442,6 +436,11 @@ def svg(width, height, parts, style):
     return f'{head}{style}<rect class="page" width="100%" height="100%"/>{"".join(parts)}</svg>\n'
 
 
+def svg_text(x, y, text, anchor="start", colour="black"):
+    """A text in an SVG picture that starts, ends or has its "middle" at a point."""
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}">{html.escape(text)}</text>'
+
+
 def attention_svg(rows, tokens):
     """The last rows of `look_back` as an SVG picture.
 
@@ -452,14 +451,14 @@ def attention_svg(rows, tokens):
     rows, cell, left, top = rows[-36:], 16, 110, 130
     columns, before = most_seen(rows, 46), ["(start)", *tokens]
     right, bottom = left + cell * len(columns), top + cell * len(rows)
-    parts = [f'<text x="{right + 8}" y="{top - 8}">copied</text>']
+    parts = [svg_text(right + 8, top - 8, "copied")]
     for column, j in enumerate(columns):
         place = f"translate({left + (column + 0.7) * cell:.0f},{top - 6}) rotate(-60)"
         label = html.escape(f"{before[j][:12]} \u2192 {tokens[j][:12]}")
         parts.append(f'<text transform="{place}">{label}</text>')
     for row, (word, p, copied, weights) in enumerate(rows):
         y = top + row * cell
-        parts.append(f'<text x="{left - 8}" y="{y + 12}" text-anchor="end">{html.escape(word[:16])}</text>')
+        parts.append(svg_text(left - 8, y + 12, word[:16], "end"))
         parts.append(f'<rect class="bar" x="{right + 8}" y="{y + 3}" width="{60 * copied:.1f}" height="{cell - 6}"/>')
         for column, j in enumerate(columns):
             if j >= len(weights):  # this slot is not in the memory yet
@@ -507,41 +506,35 @@ def read_curve(path):
 
 def curves_svg(curves):
     """Learning curves, [(name, [(seconds, perplexity), ...]), ...], as an SVG picture. Perplexity has a log scale."""
-    left, top, width, height = 60, 20, 520, 320
-    xs, ys = ([point[axis] for _, points in curves for point in points] for axis in (0, 1))
-    unit, name = (60, "minutes") if max(xs) > 180 else (1, "seconds")
-    low, high, end = math.log(min(ys) / 1.25), math.log(max(ys) * 1.25), max(xs) / unit
+    left, top, width, height = 40, 30, 540, 320
+    seconds, perplexities = zip(*(point for _, points in curves for point in points))
+    end, low, high = max(seconds) / 60, math.log(min(perplexities) / 1.25), math.log(max(perplexities) * 1.25)
 
-    def place(seconds, perplexity):
-        return left + width * seconds / unit / end, top + height * (high - math.log(perplexity)) / (high - low)
+    def place(minutes, perplexity):
+        return left + width * minutes / end, top + height * (high - math.log(perplexity)) / (high - low)
 
-    parts = []
-    step = next(10**k * m for k in range(-1, 9) for m in (1, 2, 5) if 10**k * m * 8 >= end)
+    parts = [svg_text(4, 14, "validation perplexity"), svg_text(left + width, top + height + 34, "minutes", "end")]
+    step = next(10**k * m for k in range(-3, 9) for m in (1, 2, 5) if 10**k * m * 8 >= end)
     for tick in (step * n for n in range(int(end / step) + 1)):
-        x, _ = place(tick * unit, ys[0])
+        x, _ = place(tick, 1)
         parts.append(f'<path class="grid" d="M{x:.1f} {top}v{height}"/>')
-        parts.append(f'<text x="{x:.1f}" y="{top + height + 16}" text-anchor="middle">{tick:g}</text>')
+        parts.append(svg_text(x, top + height + 16, f"{tick:g}", "middle"))
     for tick in (10**k * m for k in range(0, 9) for m in (1, 1.5, 2, 3, 4, 5, 7)):
-        if low <= math.log(tick) <= high:
-            _, y = place(0, tick)
+        _, y = place(0, tick)
+        if top <= y <= top + height:
             parts.append(f'<path class="grid" d="M{left} {y:.1f}h{width}"/>')
-            parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
+            parts.append(svg_text(left - 6, y + 4, f"{tick:g}", "end"))
     label_y = -math.inf
-    for index, (label, points) in sorted(enumerate(curves), key=lambda curve: -curve[1][1][-1][1]):
-        colour = ("#0b5394", "#d95f02", "#1b9e77", "#7570b3", "#666")[index % 5]
-        at = [place(*point) for point in points]
-        line, (x, y) = "L".join(f"{x:.1f} {y:.1f}" for x, y in at), at[-1]
-        label_y = max(y, label_y + 15)  # so that labels do not overlap
+    for index, (name, points) in sorted(enumerate(curves), key=lambda curve: -curve[1][1][-1][1]):
+        colour = ("#0b5394", "#d95f02", "#1b9e77", "#7570b3", "#666666")[index % 5]
+        at = [place(seconds / 60, perplexity) for seconds, perplexity in points]
+        label_y = max(at[-1][1], label_y + 15)  # so that labels do not overlap
+        line = "L".join(f"{x:.1f} {y:.1f}" for x, y in at)
         parts.append(f'<path d="M{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
         parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in at]
-        text = f"{html.escape(label)}  {points[-1][1]:.1f}"
-        parts.append(f'<text x="{x + 8:.1f}" y="{label_y + 4:.1f}" fill="{colour}">{text}</text>')
-    below, beside = f"{left + width / 2},{top + height + 36}", f"16,{top + height / 2}"
-    parts.append(f'<text transform="translate({below})" text-anchor="middle">{name} of training</text>')
-    side = f'transform="translate({beside}) rotate(-90)" text-anchor="middle"'
-    parts.append(f"<text {side}>validation perplexity</text>")
-    longest = max(len(label) for label, _ in curves)
-    return svg(left + width + 7 * longest + 60, top + height + 46, parts, ".grid{stroke:#ddd}")
+        parts.append(svg_text(at[-1][0] + 8, label_y + 4, f"{name}  {points[-1][1]:.1f}", colour=colour))
+    longest = max(len(name) for name, _ in curves)
+    return svg(left + width + 7 * longest + 60, top + height + 44, parts, ".grid{stroke:#ddd}")
 
 
 def show_curves(file, paths):

@@ -1371,19 +1371,19 @@ def test_the_best_model_is_kept_and_validated_without_dropout(corpus_file, tmp_p
 def losses_of_20_steps(corpus_file, out):
     """{model: the losses of its first 20 steps}, each the mean over the processes; resumed after the tenth."""
     with train.Processes() as processes:
-        processes.share()
+        processes.share(lambda: None)
         losses = {}
         for name in MODELS:
             trainer, losses[name] = make_trainer(corpus_file, out, "--model", name, "--dropout", "0"), []
             for step in range(20):
                 if step == 10:
                     trainer.save()
-                    processes.mean(0)  # the others wait until the file is there
+                    processes.sums(0)  # the others wait until the file is there
                     trainer = make_trainer(corpus_file, out, "--model", name, "--dropout", "0")
                     trainer.resume(sample.read_checkpoint(trainer.out / "resume.pt"))
                 before = trainer.loss_sum.item()
                 trainer.training_step(step / 20)
-                losses[name] += processes.mean(trainer.loss_sum.item() - before)
+                losses[name] += processes.sums((trainer.loss_sum.item() - before) / processes.count)
     return losses
 
 
@@ -1673,7 +1673,7 @@ BAD_TRAINING = {
     "lr": (["--lr", "much"], "--lr.*not a number"),
     "batch": (["--batch-size", "100000"], "larger than the corpus"),
     "weight dropout": (["--model", "lstm", "--weight-dropout", "0.1"], "--model cell"),
-    "locked dropout": (["--benchmark", "--locked-dropout"], "--benchmark times torch.nn.LSTM"),
+    "locked dropout": (["--benchmark", "--locked-dropout"], "torch.nn.LSTM has no --weight-dropout"),
     "tie one-hot": (["--tie-weights", "--input", "one-hot"], "one-hot"),
     "device": (["--device", "cuda:7"], "no device cuda:7"),
     "device name": (["--device", "toaster"], "no device toaster"),
@@ -1739,7 +1739,7 @@ BAD_SAMPLING = {
     "harmful": (["harmful.pt"], "not a checkpoint"),
     "harmful2": (["harmful2.pt"], "could run code"),
     "other": (["other.pt"], "no settings"),
-    "old": (["old.pt"], "earlier version"),
+    "old": (["old.pt"], "this version of train.py wrote"),
     "misfit": (["misfit.pt"], "larger weights than the file holds"),
     "prompt": (["good.pt", "--prompt", "  "], "prompt is empty"),
     "temperature": (["good.pt", "--temperature", "0"], "--temperature.*above 0"),

@@ -20,10 +20,9 @@ It writes into the folder --out:
     resume.pt       everything that --resume needs; written last, about once a minute
     previous-1/     the files of an earlier run in the same folder, if there was one
 
-Perplexity is exp(mean of -log P(token) in nats) over a split. Every token of the split is
-a target once. The split is read as one text from beginning to end with its state carried,
-as Mikolov et al. (2010) and Zaremba et al. (2014) do, so perplexity does not depend on the
-batch size. The validation split chooses the model; the test split is read once, at the end.
+Perplexity is exp(mean of -log P(token) in nats) over a split. Every token of the split is a target once. The split is
+read as one text from beginning to end with its state carried, as Mikolov et al. (2010) and Zaremba et al. (2014) do, so
+perplexity does not depend on the batch size. The validation split chooses the model; the test split is read once.
 
 Sizes in comments: T steps (bptt), B streams (batch size), N tokens of a split.
 """
@@ -32,6 +31,7 @@ import argparse
 import contextlib
 import copy
 import ctypes
+import datetime
 import functools
 import inspect
 import itertools
@@ -45,6 +45,7 @@ import signal
 import statistics
 import sys
 import tempfile
+import threading
 import time
 import uuid
 
@@ -65,7 +66,7 @@ except ImportError:
 COLUMNS = ["step", "epoch", "seconds", "tokens_per_second", "train_loss", "valid_loss", "valid_ppl"]  # of log.csv
 SAVE_EVERY = 60  # seconds
 NOT_SETTINGS = ("resume", "out", "benchmark")  # the flags that say what to do and where, and nothing about the model
-PLAIN = ("step", "best_loss", "rows", "step_count", "token_count", "step_seconds")  # of a Trainer, kept in resume.pt
+PLAIN = ("step", "best_loss", "rows", "step_count")  # of a Trainer, kept in resume.pt
 FIXED = (  # the settings that a resumed run must keep
     "model input embedding_size hidden_size layers dropout locked_dropout weight_dropout tie_weights memory memory_from"
     " data level min_count vocab_size split batch_size bptt optimizer init"
@@ -83,8 +84,8 @@ class DivergenceError(InputError):
 def evaluate(model, tokens, start, chunk=256):
     """Mean of -log P(token) in nats over a split, with each of its N tokens a target exactly once.
 
-    The split is one stream, read in chunks of `chunk` tokens with the state carried; the
-    chunk does not change the result.  tokens: integers (N,).  start: the token before the first.
+    The split is one stream, read in chunks with the state carried; their length does not change the result.
+    tokens: integers (N,).  start: the token before the first.
     """
     training, total, state = model.training, 0.0, None
     model.eval()
@@ -129,8 +130,8 @@ def low_precision(name, device):
 def keep_freed_memory():
     """Let the C library keep the memory that one training step frees for the next step, if it is glibc.
 
-    By default it returns blocks of some megabytes to the system, and getting them back page by
-    page took 7% of the time of a step of `cell` with two threads, and a fifth with one.
+    By default it returns blocks of some megabytes to the system, and getting them back page by page took 7% of the
+    time of a step of `cell` with two threads, and a fifth with one.
     """
     M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h; sizes in bytes
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
@@ -152,16 +153,14 @@ def new_model(args, vocab_size, device):
 
 
 class Loss(nn.Module):
-    """A model's `loss` as a `forward`, the call that DistributedDataParallel needs, and with the state detached."""
+    """A model's `loss` as a `forward`, the only call that DistributedDataParallel passes on."""
 
     def __init__(self, model):
         super().__init__()
         self.model = model
 
     def forward(self, input, target, state):
-        """input, target int64 (T, B), state or None -> mean of -log P(target) in nats, state."""
-        loss, state = self.model.loss(input, target, state)
-        return loss, tuple(part.detach() for part in state)  # the gradient ends at the edge of the window
+        return self.model.loss(input, target, state)
 
 
 class Trainer:
@@ -180,7 +179,7 @@ class Trainer:
         self.sides = [processes.columns(side).to(self.device) for side in sides]  # input, target (N / B, B / processes)
         self.epoch_steps = math.ceil(len(self.sides[0]) / args.bptt)
         self.valid = corpus.valid.to(self.device)
-        self.loss = processes.parallel(Loss(model))
+        self.loss = Loss(model) if processes.count == 1 else nn.parallel.DistributedDataParallel(Loss(model))
         optimizer = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[args.optimizer]
         self.optimizer = optimizer(model.parameters(), args.lr, fused=self.device.type != "mps")
         self.step, self.state, self.rows, self.best_loss, self.best_weights = 0, None, [], math.inf, None
@@ -210,10 +209,11 @@ class Trainer:
             group["lr"] = self.args.lr * schedule(progress, 1 + self.step // self.epoch_steps, self.args.halve_after)
         self.optimizer.zero_grad()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            loss, self.state = self.loss(input, target, self.state if position else None)
+            loss, state = self.loss(input, target, self.state if position else None)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.args.clip)
         self.optimizer.step()
+        self.state = tuple(part.detach() for part in state)  # the gradient ends at the edge of the window
         self.step += 1
         self.step_count += 1
         self.loss_sum += loss.detach()
@@ -228,8 +228,8 @@ class Trainer:
 
     def agree(self):
         """Progress and whether to save, which the first process decides; sets `interrupted` if a signal reached any."""
-        progress, save = self.processes.from_first(self.progress(), time.monotonic() - self.saved > SAVE_EVERY)
-        (signals,) = self.processes.mean(self.signalled)
+        first, save = self.processes.rank == 0, time.monotonic() - self.saved > SAVE_EVERY
+        progress, save, signals = self.processes.sums(first and self.progress(), first and save, self.signalled)
         self.interrupted = signals > 0
         return progress, save
 
@@ -240,15 +240,14 @@ class Trainer:
         """
 
         def on_signal(*_):
+            if self.signalled and self.processes.count == 1:  # under torchrun one Ctrl-C may arrive twice
+                raise KeyboardInterrupt
             self.signalled = True
-            if self.processes.count == 1:  # under torchrun one Ctrl-C may arrive twice
-                set_handlers(before)  # a second one ends the program at once
 
-        before = set_handlers({number: on_signal for number in (signal.SIGINT, signal.SIGTERM)})
         every = self.args.valid_every or self.epoch_steps
         target = self.args.target_ppl or 0
         self.model.train()
-        try:
+        with signals_call(on_signal):
             progress, _ = self.agree()
             while (self.step == 0 or progress < 1) and not self.interrupted and perplexity(self.best_loss) > target:
                 self.training_step(progress)
@@ -263,8 +262,6 @@ class Trainer:
                 if not self.interrupted:
                     self.validate()
                 self.save()
-        finally:
-            set_handlers(before)
         if self.interrupted:
             self.status.line("stopping: saved; now the test of the best model (Ctrl-C again ends at once)")
 
@@ -289,10 +286,9 @@ class Trainer:
 
         Raises DivergenceError when a loss is inf or nan.
         """
-        (train_loss,) = self.processes.mean(self.loss_sum.item() / max(1, self.step_count))
-        first = self.processes.rank == 0
+        first, train_loss = self.processes.rank == 0, self.loss_sum.item() / max(1, self.step_count)
         valid_loss = evaluate(self.model, self.valid, self.corpus.vocabulary.start) if first else 0.0
-        (valid_loss,) = self.processes.from_first(valid_loss)
+        train_loss, valid_loss = self.processes.sums(train_loss / self.processes.count, valid_loss)
         self.require_finite(train_loss, valid_loss)
         epoch, seconds = self.step / self.epoch_steps, time.monotonic() - self.begun
         speed, ppl = self.token_count / max(1e-9, self.step_seconds), perplexity(valid_loss)
@@ -328,7 +324,7 @@ class Trainer:
         """
         self.require_finite(self.loss_sum, *self.model.parameters())
         self.saved = time.monotonic()
-        (loss_sum,) = self.processes.mean(self.loss_sum.item())
+        (loss_sum,) = self.processes.sums(self.loss_sum.item() / self.processes.count)
         state = self.state and tuple(torch.cat(self.processes.gather(part), dim=1) for part in self.state)
         rng = {self.device.type: self.processes.gather(rng_of(self.device).get_rng_state())}
         if self.processes.rank:
@@ -374,15 +370,16 @@ class Trainer:
             raise InputError(f"{self.out / 'resume.pt'} does not fit its own settings: {reason}") from None
 
 
-def set_handlers(handlers):
-    """Set what signals do, {signal number: handler}, and return what they did before.
-
-    Outside the main thread, where signals do not arrive, nothing can be set.
-    """
+@contextlib.contextmanager
+def signals_call(handler):
+    """A context in which SIGINT and SIGTERM call a handler. Outside the main thread, where none arrive, it does nothing."""
+    signals = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, handler) for number in signals}
     try:
-        return {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    except (ValueError, TypeError):
-        return {}
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 def rng_of(device):
@@ -413,48 +410,37 @@ class Processes:
         if self.rank and isinstance(error, InputError):
             raise SystemExit(2)  # the first process shows the message
 
-    def share(self, *values):
-        """The first process's values, in all of them; the others wait for it here."""
+    def share(self, make):
+        """What make() returns in the first process, in all of them; the others wait for it here."""
         if self.count == 1:
-            return values
+            return make()
+        data = bytearray(pickle.dumps(make()) if self.rank == 0 else b"")
         store, rank, count = next(dist.rendezvous("env://"))
         store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)  # it outlives a restart
         dist.init_process_group(store=store, rank=rank, world_size=count)
-        data = bytearray(pickle.dumps(values))  # torch's own broadcast of objects needs NumPy
-        size = torch.tensor(len(data))
-        dist.broadcast(size, src=0)
-        if self.rank:
-            data = bytearray(size.item())
-        dist.broadcast(torch.frombuffer(data, dtype=torch.uint8), src=0)
+        (size,) = self.sums(len(data))
+        data = data or bytearray(int(size))
+        dist.broadcast(torch.frombuffer(data, dtype=torch.uint8), src=0)  # torch's own broadcast of objects needs NumPy
         return pickle.loads(data)
-
-    def parallel(self, loss):
-        """A module whose backward averages the gradients over the processes."""
-        return loss if self.count == 1 else nn.parallel.DistributedDataParallel(loss)
 
     def columns(self, batch):
         """This process's streams (T, B / N, ...) of all streams (T, B, ...)."""
         return batch.chunk(self.count, dim=1)[self.rank].contiguous()
 
-    def mean(self, *numbers):
-        """The means of numbers over the processes."""
+    def sums(self, *numbers):
+        """The sums of numbers over the processes."""
         if self.count == 1:
             return numbers
-        sums = torch.tensor([float(number) for number in numbers], dtype=torch.float64)
+        sums = torch.tensor(numbers, dtype=torch.float64)
         dist.all_reduce(sums)
-        return (sums / self.count).tolist()
-
-    def from_first(self, *numbers):
-        """The first process's numbers, in all of them."""
-        return self.mean(*(number * self.count if self.rank == 0 else 0 for number in numbers))
+        return sums.tolist()
 
     def gather(self, tensor):
         """A list of each process's tensor, in main memory."""
-        tensor = tensor.cpu().contiguous()
-        if self.count == 1:
-            return [tensor]
-        parts = [torch.empty_like(tensor) for _ in range(self.count)]
-        dist.all_gather(parts, tensor)
+        parts = [tensor.cpu().contiguous()]
+        if self.count > 1:
+            parts = [torch.empty_like(parts[0]) for _ in range(self.count)]
+            dist.all_gather(parts, tensor.cpu().contiguous())
         return parts
 
 
@@ -523,13 +509,15 @@ def read_resume(out, argv):
 
 def as_flags(settings):
     """A dict of settings -> the words of a command line that gives them, so that one parser checks both."""
-    flags = {f"--{name.replace('_', '-')}": value for name, value in settings.items() if value is not None}
     words = []
-    for flag, value in flags.items():
+    for name, value in settings.items():
+        flag = name.replace("_", "-")
         if type(value) is bool:
-            words.append(flag if value else f"--no-{flag[2:]}")
-        else:
-            words += [flag, *map(str, value)] if type(value) is list else [f"{flag}={value}"]
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif type(value) is list:
+            words += [f"--{flag}", *map(str, value)]
+        elif value is not None:
+            words.append(f"--{flag}={value}")
     return words
 
 
@@ -566,10 +554,8 @@ class Status:
 
 
 def clock(seconds):
-    """Seconds as 1:02:03 or 2:03."""
-    minutes, seconds = divmod(int(seconds + 0.5), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+    """Seconds as 1:02:03."""
+    return str(datetime.timedelta(seconds=round(seconds)))
 
 
 def benchmark(argv, corpus, device, status, rounds=12, steps=5):
@@ -578,25 +564,26 @@ def benchmark(argv, corpus, device, status, rounds=12, steps=5):
     They take turns, so that changes in the machine's speed affect them equally. Prints for each the median over
     `rounds` turns of `steps` steps, in tokens/s, after its ratio to the one on `torch.nn.LSTM`.
     """
-    trainers = {}
-    models = {name: ["--model", name] for name in MODELS}
-    models["decoder's memory"] = ["--model", "attention", "--memory-from", "decoder"]
-    for name, flags in models.items():
+    jobs, base, cores = {}, {}, {}
+    kinds = {name: ["--model", name] for name in MODELS}
+    kinds["decoder's memory"] = ["--model", "attention", "--memory-from", "decoder"]
+    for name, flags in kinds.items():
         args = parse_arguments([*argv, *flags])
         model = new_model(args, len(corpus.vocabulary), device).train()
-        trainers[name] = Trainer(model, corpus, args, status, Processes())
-    cores = {f"{name} alone": trainers[name].model.core for name in ("lstm", "cell")}
-    T, B, E = args.bptt, args.batch_size, cores["lstm alone"].input_size
-    x = torch.randn(T, B, E, device=device, requires_grad=True)
+        trainer = Trainer(model, corpus, args, status, Processes())
+        jobs[name], base[name] = functools.partial(trainer.training_step, 0.5), "lstm"
+        if hasattr(model, "core"):
+            cores[f"{name} alone"] = model.core
+    x = torch.randn(args.bptt, args.batch_size, cores["lstm alone"].input_size, device=device, requires_grad=True)
 
     def core_step(core):
         core.zero_grad()
-        with torch.autocast(device.type, torch.bfloat16, enabled=trainers["lstm"].bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=trainer.bfloat16):
             output, _ = core(x)
         output.sum().backward()
 
-    jobs = {name: functools.partial(trainer.training_step, 0.5) for name, trainer in trainers.items()}
-    jobs.update((name, functools.partial(core_step, core)) for name, core in cores.items())
+    for name, core in cores.items():
+        jobs[name], base[name] = functools.partial(core_step, core), "lstm alone"
     speeds = {name: [] for name in jobs}
     for turn in range(rounds + 1):
         for name, job in jobs.items():
@@ -605,11 +592,10 @@ def benchmark(argv, corpus, device, status, rounds=12, steps=5):
                 job()
             torch.ones(1, device=device).item()  # this waits until a GPU has finished
             if turn:  # the first turn warms up
-                speeds[name].append(steps * T * B / (time.monotonic() - begun))
+                speeds[name].append(steps * args.bptt * args.batch_size / (time.monotonic() - begun))
     medians = {name: statistics.median(values) for name, values in speeds.items()}
     for name, median in medians.items():
-        base = "lstm alone" if name in cores else "lstm"
-        status.line(f"{name:>16}  {median / medians[base]:.2f} of {base}  {median:>9,.0f} tokens/s")
+        status.line(f"{name:>16}  {median / medians[base[name]]:.2f} of {base[name]}  {median:>9,.0f} tokens/s")
 
 
 # --- The command -------------------------------------------------------------------------
@@ -683,10 +669,6 @@ def prepare(argv, processes, status, stack):
     out, restarts = pathlib.Path(args.out), int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
     if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun is the parent, and the same one in all its restarts
         name = f"torchrun-{os.environ['TORCHELASTIC_RUN_ID']}-{os.getppid()}"
-    if args.benchmark and processes.count > 1:
-        raise InputError("--benchmark times a single process: start it without torchrun")
-    if args.benchmark and (args.locked_dropout or args.weight_dropout):
-        raise InputError("--benchmark times torch.nn.LSTM too, which has no --locked-dropout and no --weight-dropout")
     if args.resume and not (out / "resume.pt").exists():
         raise InputError(f"nothing to resume in {out}: it has no resume.pt")
     if not args.benchmark:
@@ -745,10 +727,8 @@ def main(argv=None):
     """
     argv = sys.argv[1:] if argv is None else argv
     with Processes() as processes, contextlib.ExitStack() as stack:
-        status, prepared = Status(quiet=processes.rank > 0), [None] * 4
-        if processes.rank == 0:
-            prepared = prepare(argv, processes, status, stack)
-        args, name, saved, corpus = processes.share(*prepared)
+        status = Status(quiet=processes.rank > 0)
+        args, name, saved, corpus = processes.share(lambda: prepare(argv, processes, status, stack))
         device = device_of(args.device)
         if processes.count > 1 and device.type == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
