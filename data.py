@@ -23,9 +23,8 @@ A text becomes batches in four steps, here "A cat sat. It slept.":
                  3  4    5  6        to the next, and each stream is one long text.
                  5  6    0  0
 
-The conventions are those of word-level language modelling since Mikolov et al. (2010):
-the vocabulary is made from the training split alone, rarer words become `<unk>`, and
-every sentence ends in `<eos>`, which counts as a token.
+The conventions are those of word-level language modelling since Mikolov et al. (2010): the vocabulary is made from the
+training split alone, rarer words become `<unk>`, and every sentence ends in `<eos>`, which counts as a token.
 """
 
 import argparse
@@ -102,8 +101,8 @@ def normalise(lines):
     - Letters become lower case, and typographic quotes become ' and ".
     - The lines of a paragraph are joined, then cut into sentences after . ! or ? and a space. A line that
       starts with a sign (>>>, *, -) starts a sentence. A line without a letter or digit is dropped.
-    - A token is a word (with its underscores and contraction: __init__, don't), a number,
-      which becomes N, or a run of one punctuation mark (, or == or >>>).
+    - A token is a word (with its underscores and contraction: __init__, don't), a number, which becomes N, or a run of
+      one punctuation mark (, or == or >>>).
 
     lines: iterable of str, for example a file.  Yields tokens, with `<eos>` after each sentence.
     """
@@ -126,9 +125,9 @@ def normalise(lines):
 def tokenise(text, tokeniser, begin=0, end=sys.maxsize):
     """Yield the tokens of text[begin:end], with `<eos>` after each sentence or line.
 
-    tokeniser: "text" normalises; "lines" is for a corpus that is already normalised, as Penn
-    Treebank is, with words between spaces and one sentence on each line; "chars" takes each
-    character as it is, line ends included, and adds no `<eos>`.
+    tokeniser: "text" normalises; "lines" is for a corpus that is already normalised, as Penn Treebank is, with words
+    between spaces and one sentence on each line; "chars" takes each character as it is, line ends included, and adds
+    no `<eos>`.
     """
     # Lines of more than a million characters are cut after a word, to save memory.
     lines = (match[0] for match in re.compile(r"[^\n]{1,1000000}\S*\n?|\n").finditer(text, begin, end))
@@ -241,11 +240,10 @@ class Vocabulary:
 def python_docs():
     """The documentation inside every CPython: `pydoc_data.topics` and the docstrings of its library, one str.
 
-    The modules are parsed, never imported. Tests, encodings (the same text 120 times) and
-    modules that some systems leave out (IDLE, lib2to3, turtledemo) are skipped. Repeated
-    paragraphs are left out, or the test split would contain text of the training split.
-    Modules and topics are shuffled with a fixed seed, so that the splits are alike, and
-    two empty lines stand between them.
+    The modules are parsed, never imported. Tests, encodings (the same text 120 times) and modules that some systems
+    leave out (IDLE, lib2to3, turtledemo) are skipped. Repeated paragraphs are left out, or the test split would contain
+    text of the training split. Modules and topics are shuffled with a fixed seed, so that the splits are alike, and two
+    empty lines stand between them.
 
     Raises InputError where this Python was installed without its documentation.
     """
@@ -357,8 +355,8 @@ def split_text(text, level="word", fractions=None):
 def read_splits(name, level="word", fractions=None):
     """The train, valid and test text of a corpus -> three (text, begin, end), meaning text[begin:end].
 
-    name: "python-docs", "ptb", "shakespeare", a text file, or a folder that holds one file
-    each with train, valid and test in its name.  level, fractions: see `split_text`.
+    name: "python-docs", "ptb", "shakespeare", a text file, or a folder that holds one file each with train, valid and
+    test in its name.  level, fractions: see `split_text`.
     Raises InputError when there is no such corpus, or fractions are given for one that has splits.
     """
     if name == "python-docs":
@@ -418,10 +416,9 @@ def number_tokens(tokens, index):
 def load_corpus(name, level="word", min_count=3, max_size=None, fractions=None):
     """Read a corpus and turn it into numbers -> Corpus.
 
-    name, fractions: see `read_splits`.  level: "word" or "char".  min_count and max_size: see
-    `Vocabulary.build`. If `<unk>` is more than one word in 500 (of the first million characters), the
-    corpus is taken as already normalised: each line is a sentence, and all its words are kept.
-    If the fractions sum to 1, the test tensor is empty.
+    name, fractions: see `read_splits`.  level: "word" or "char".  min_count and max_size: see `Vocabulary.build`.
+    If `<unk>` is more than one word in 500 (of the first million characters), the corpus is taken as already
+    normalised: each line is a sentence, and all its words are kept. If the fractions sum to 1, the test tensor is empty.
     Raises InputError when there is no such corpus, or when it has too little text.
     """
     if fractions and sum(fractions) > 1 + 1e-9:
@@ -479,9 +476,9 @@ class KneserNey:
         P(w | context) = max(count(context w) - D, 0) / count(context)
                          + D types(context) / count(context) * P(w | shorter context)
 
-    Below the highest order, the count of an n-gram is the number of different tokens that
-    precede it. In each order D = n1 / (n1 + 2 n2), where n1 and n2 are the numbers of n-grams
-    counted once and twice (Kneser and Ney, 1995; Chen and Goodman, 1999).
+    Below the highest order, the count of an n-gram is the number of different tokens that precede it. In each order
+    D = n1 / (n1 + 2 n2), where n1 and n2 are the numbers of n-grams counted once and twice (Kneser and Ney, 1995; Chen
+    and Goodman, 1999).
 
     train: list of token numbers.  order: the n.
     """

@@ -17,10 +17,9 @@ A language model gives log P(next token | text so far). Decoding turns it into a
     top-p           draw among the fewest tokens whose probabilities add up to p (nucleus
                     sampling, Holtzman et al., 2020)
 
-Each token goes back in as the next input, together with the model's state, so no token is
-read twice. `<unk>` is never chosen, because it stands for words outside the vocabulary. A
-text of words does not repeat a run of 4 tokens if it can avoid it, see --no-repeat,
-because models that copy what they have read can copy themselves for ever.
+Each token goes back in as the next input, together with the model's state, so no token is read twice. `<unk>` is never
+chosen, because it stands for words outside the vocabulary. A text of words does not repeat a run of 4 tokens if it can
+avoid it, see --no-repeat, because models that copy what they have read can copy themselves for ever.
 
 Sizes in comments: P tokens of prompt, B samples in parallel, V words.
 """
@@ -398,22 +397,21 @@ def look_back(model, vocabulary, tokens):
     """What an AttentionLM sees as it reads a text: for each token a tuple (token, p, copied, weights).
 
     tokens: list of N tokens, each predicted from those before it.  p: the probability that the model gives the token.
-    copied: the share of its prediction that it copies from the memory.  weights: that of each earlier slot, oldest
-    first. Slot j is followed by tokens[j].
+    copied: the share of its prediction that it copies from the memory.  weights: those of the N slots, oldest first,
+    and 0 for a slot that is not in view. Slot j is followed by tokens[j].
     """
     indices = torch.cat((torch.tensor([vocabulary.start]), vocabulary.encode(tokens)))[:, None]  # (1 + N, 1)
     indices = indices.to(next(model.parameters()).device)
     r, weights, followers, _ = model.attend(indices[:-1])
     p = model.mixture(r, weights, followers).exp().gather(-1, indices[1:, None])[:, 0, 0].tolist()
     weights = weights[:, 0].tolist()  # N lists of 1 + N weights, the sentinel's first
-    return [(tokens[t], p[t], 1 - weights[t][0], weights[t][1 : t + 1]) for t in range(len(tokens))]
+    return [(token, p_t, 1 - sentinel, slots) for token, p_t, (sentinel, *slots) in zip(tokens, p, weights)]
 
 
 def most_seen(rows, count):
     """The slots with the largest sums of weights over the rows of `look_back`: at most `count`, in order."""
-    slots = range(len(rows[-1][3]))
-    total = [sum(weights[j] for *_, weights in rows if j < len(weights)) for j in slots]
-    return sorted(sorted(slots, key=total.__getitem__)[-count:])
+    totals = [sum(column) for column in zip(*(weights for *_, weights in rows))]
+    return sorted(sorted(range(len(totals)), key=totals.__getitem__)[-count:])
 
 
 def draw_attention(rows, tokens, width):
@@ -422,7 +420,7 @@ def draw_attention(rows, tokens, width):
     before = ["(start)", *tokens]
     lines = ["         the word  P(word)  copied  the slots most looked at, as: word -> the word that followed it"]
     for word, p, copied, weights in rows[-40:]:
-        shades = "".join(" .:-=+*#%@"[min(9, int(10 * weights[j]))] if j < len(weights) else " " for j in columns)
+        shades = "".join(" .:-=+*#%@"[min(9, int(10 * weights[j]))] for j in columns)
         best = sorted(((weight, j) for j, weight in enumerate(weights) if weight >= 0.05), reverse=True)[:2]
         seen = "  ".join(f"{before[j][:10]} -> {tokens[j][:10]} {weight:.2f}" for weight, j in best)
         lines.append(f"{word[:17]:>17}  {p:7.3f}  {copied:6.2f} |{shades}| {seen}".rstrip())
@@ -461,9 +459,9 @@ def attention_svg(rows, tokens):
         parts.append(svg_text(left - 8, y + 12, word[:16], "end"))
         parts.append(f'<rect class="bar" x="{right + 8}" y="{y + 3}" width="{60 * copied:.1f}" height="{cell - 6}"/>')
         for column, j in enumerate(columns):
-            if j >= len(weights):  # this slot is not in the memory yet
-                continue
             weight, kind = weights[j], "hit" if tokens[j] == word else "slot"
+            if weight == 0:  # the slot is not in view
+                continue
             words = html.escape(f"{before[j]} \u2192 {tokens[j]}: {weight:.3f}; P({word}) = {p:.3f}")
             parts.append(
                 f'<rect class="{kind}" x="{left + column * cell}" y="{y}" width="{cell - 1}" height="{cell - 1}" '

@@ -1644,11 +1644,12 @@ def test_attention_can_be_looked_at(trained, capsys, tmp_path):
     start = torch.cat((torch.tensor([vocabulary.start]), vocabulary.encode(tokens)))[:, None]
     log_probs, _ = model(start[:-1])
     for t, (word, p, copied, weights) in enumerate(rows):
-        assert word == tokens[t] and len(weights) == t and sum(weights) == pytest.approx(copied, abs=1e-5)
+        assert word == tokens[t] and len(weights) == N and not any(weights[t:])
+        assert sum(weights) == pytest.approx(copied, abs=1e-5)
         assert p == pytest.approx(log_probs[t, 0, start[t + 1, 0]].exp().item(), rel=1e-4)
         again = sum(weight for weight, follower in zip(weights, tokens) if follower == word)
         assert again <= p * (1 + 1e-5)  # what is copied is a part of P(word)
-    assert sample.most_seen([("", 0, 0, [0.1, 0.5]), ("", 0, 0, [0.3, 0.1, 0.2])], 2) == [0, 1]
+    assert sample.most_seen([("", 0, 0, [0.1, 0.5, 0.0]), ("", 0, 0, [0.3, 0.1, 0.2])], 2) == [0, 1]
     with pytest.raises(InputError, match="nothing to look back at"):
         sampled(capsys, path, "--tokens", 1, "--show-attention")
     with pytest.raises(InputError, match="has no attention"):
