@@ -30,13 +30,11 @@ training split alone, rarer words become `<unk>`, and every sentence ends in `<e
 import argparse
 import array
 import ast
-import codecs
 import collections
 import contextlib
 import functools
 import hashlib
-import inspect
-import io
+import http.client
 import itertools
 import math
 import os
@@ -164,14 +162,13 @@ def detokenise(tokens, tokeniser):
             yield "\n\n" if joins else " " if ends and not HAS_WORD.search(line) else "\n"
             line, opens, open_quotes = "", False, set()
             continue
-        closes = token in open_quotes
-        quote = closes or token in ("'", '"', "`", "``")
-        glued = not line or opens or ends or closes or re.fullmatch(r"[.,;:?!)\]}%]+|-|//?|n?'[a-z]+|n't", token)
+        closes, quote = token in open_quotes, token in ("'", '"', "`", "``")
+        glued = opens or ends or closes or re.fullmatch(r"[.,;:?!)\]}%]+|-|//?|n?'[a-z]+|n't", token)
         if token == "(" and not opens:  # f(), os.getenv(x) and read_text(x), but: the file (see below)
-            glued = not line or ends or following == ")" or re.search(r"^>>>|[\w)\]]\.\w+$|_\w*$", line)
+            glued = ends or following == ")" or re.search(r"^>>>|[\w)\]]\.\w+$|_\w*$", line)
         if line[-1:] == token[:1] and not token.isalnum() or (token, following) == (".", NUMBER):
-            glued = not line  # otherwise two signs would become one, or N .N the number N.N
-        piece = token if glued else " " + token
+            glued = False  # otherwise two signs would become one, or N .N the number N.N
+        piece = token if glued or not line else " " + token
         yield piece
         opens = token in ("/", "//", "(", "[", "{", "$", "@", "#", "\\") or (quote and not closes)
         opens = opens or (token == "-" and line != "")  # a line may begin with a dash and a space
@@ -196,18 +193,14 @@ class Vocabulary:
         All other tokens are read as `<unk>`.  tokens: those of the training split, or a dict of their counts.
         """
         counts = collections.Counter(tokens)
-
-        def by_frequency(word):
-            return -counts[word], word
-
         special = [UNK] if tokeniser == "chars" else [UNK, EOS]  # these are always kept
-        frequent = [word for word in counts if counts[word] >= min_count and word not in special]
-        frequent.sort(key=by_frequency)
+        frequent = sorted(word for word in counts if counts[word] >= min_count and word not in special)
+        frequent.sort(key=counts.__getitem__, reverse=True)  # words that are equally frequent stay in order
         if max_size is not None:
             frequent = frequent[: max(0, max_size - len(special))]
-        kept = special + frequent
+        kept = sorted(special + frequent)
         counts[UNK] += counts.total() - sum(counts[word] for word in kept)
-        return cls(sorted(kept, key=by_frequency), tokeniser)
+        return cls(sorted(kept, key=counts.__getitem__, reverse=True), tokeniser)
 
     def plain(self):
         """What a checkpoint keeps of it: the arguments of the constructor, in a dict."""
@@ -286,9 +279,9 @@ def read_text(path):
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     if b"\0" in raw:
         raise InputError(f"{path} is binary (byte {raw.index(0)} is zero): give a text file, in UTF-8")
-    raw = raw.removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    raw = raw.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     try:
-        text = raw.decode()
+        text = raw.decode().removeprefix("\ufeff")  # the byte order mark
     except UnicodeDecodeError as error:
         line, byte = raw.count(b"\n", 0, error.start) + 1, raw[error.start]
         advice = "convert it first, for example with: iconv -f latin1 -t utf-8"
@@ -320,18 +313,18 @@ def fetch(name):
         cached, by_hand = path.exists(), f"fetch {address} by other means and save it as {path}"
         try:
             raw = path.read_bytes() if cached else download(address)
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             raise InputError(f"no download ({getattr(error, 'reason', error)}): {by_hand}") from None
         if hashlib.sha256(raw).hexdigest() != sha256:
             advice = "delete it and run again" if cached else by_hand
             raise InputError(f"{path if cached else address} is not the published file (wrong SHA-256): {advice}")
         if not cached:
-            write_atomically(path, lambda part: part.write(raw))
+            write_atomically(path, raw)
     return [CACHE / name / file for file in files]
 
 
 def cut_before(text, position):
-    """The end of the last document, else paragraph, line or word, in the 5% of a text before a position."""
+    """The end of the last document, else paragraph, line or word, in the 5% before a position, else that position."""
     if position < len(text):
         for gap in (r"\n\n\n", r"\n\n", r"\n", r"[\s。！？]"):
             if match := re.compile(rf"(?s:.*){gap}").match(text, position - len(text) // 20, position):
@@ -408,7 +401,7 @@ def number_tokens(tokens, index):
         blocks.append(torch.frombuffer(block, dtype=torch.int32).to(integer_type(len(index))))
         if live and len(block) == 1_000_000:
             print(f"read {len(blocks) - 1} million tokens of this split", end="\r", file=sys.stderr, flush=True)
-    if live and len(blocks) > 2:
+    if live:
         print(" " * 60, end="\r", file=sys.stderr, flush=True)
     return torch.cat(blocks)  # of the largest type among the blocks
 
@@ -417,8 +410,8 @@ def load_corpus(name, level="word", min_count=3, max_size=None, fractions=None):
     """Read a corpus and turn it into numbers -> Corpus.
 
     name, fractions: see `read_splits`.  level: "word" or "char".  min_count and max_size: see `Vocabulary.build`.
-    If `<unk>` is more than one word in 500 (of the first million characters), the corpus is taken as already
-    normalised: each line is a sentence, and all its words are kept. If the fractions sum to 1, the test tensor is empty.
+    If `<unk>` is more than one word in 500 of the first million characters, the corpus is taken as already normalised:
+    each line is a sentence, and all its words are kept. If the fractions sum to 1, the test tensor is empty.
     Raises InputError when there is no such corpus, or when it has too little text.
     """
     if fractions and sum(fractions) > 1 + 1e-9:
@@ -480,7 +473,7 @@ class KneserNey:
     D = n1 / (n1 + 2 n2), where n1 and n2 are the numbers of n-grams counted once and twice (Kneser and Ney, 1995; Chen
     and Goodman, 1999).
 
-    train: list of token numbers.  order: the n.
+    train: list of token numbers, each below vocabulary_size.  order: the n.
     """
 
     def __init__(self, train, order, vocabulary_size):
@@ -559,19 +552,17 @@ def add_corpus_flags(parser):
     return group
 
 
-def write_atomically(path, write):
-    """Let `write(file)` write a file, which then replaces `path`. After any failure the earlier file is still there.
+def write_atomically(path, contents):
+    """Write bytes to a new file, which then replaces `path`. After any failure the earlier file is still there.
 
     Raises InputError when the file cannot be written, for example to a full disk.
     """
     path = pathlib.Path(path)
     part = path.with_name(f".{path.name}.part")
-    contents = io.BytesIO()  # torch.save into memory cannot fail halfway
-    write(contents)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "wb") as file:
-            file.write(contents.getbuffer())
+            file.write(contents)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
@@ -587,11 +578,10 @@ def run(main):
 
     A reader that leaves early, as in `| head`, ends the script without a message.
     """
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # it is closed
-            setattr(sys, name, open(os.devnull, "w"))
-        if hasattr(getattr(sys, name), "reconfigure"):  # a character that a terminal cannot show is printed as ?
-            getattr(sys, name).reconfigure(errors="replace")
+    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # None is closed
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a character that a terminal cannot show is printed as ?
+            stream.reconfigure(errors="replace")
     try:
         main()
         sys.stdout.flush()
@@ -623,7 +613,7 @@ def run(main):
 
 
 def main(argv=None):
-    parser = Parser(description=inspect.cleandoc(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="?", default="python-docs", help="name, file or folder (%(default)s)")
     add_corpus_flags(parser)
     parser.add_argument("--ngram", type=number(int, 1), metavar="N", help="also test an interpolated Kneser-Ney N-gram")

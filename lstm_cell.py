@@ -105,10 +105,7 @@ def expect_shape(name, tensor, *shape):
 #     dz_o = dh' * tanh(c') * o * (1 - o)
 #     dh = W_hh^T dz                                                  part of dh' of the step before
 #     dc = dc' * f                                                    part of dc' of the step before
-#
-# After the loop, for all steps at once:
-#
-#     dW_hh = sum over steps of dz h^T                                one matrix product
+#     dW_hh = sum over steps of dz h^T                                one matrix product, after the loop
 #
 # The line dc = dc' * f has neither a matrix nor the slope of a tanh or sigmoid. So while f stays near 1, the gradient
 # survives many steps.
@@ -194,10 +191,9 @@ class LSTM(nn.Module):
     ):
         super().__init__()
         if not (0 <= dropout < 1 and 0 <= weight_dropout < 1):
-            raise ValueError(f"dropout is {dropout} and {weight_dropout}, expected at least 0 and below 1")
-        self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
-        self.bias, self.dropout = bias, dropout
-        self.locked_dropout, self.weight_dropout = locked_dropout, weight_dropout
+            raise ValueError(f"dropout is {dropout}, weight_dropout {weight_dropout}: expected at least 0 and below 1")
+        self.input_size, self.hidden_size, self.num_layers, self.bias = input_size, hidden_size, num_layers, bias
+        self.dropout, self.locked_dropout, self.weight_dropout = dropout, locked_dropout, weight_dropout
         for layer in range(num_layers):
             add_parameters(self, hidden_size if layer else input_size, hidden_size, bias, f"_l{layer}")
 

@@ -28,7 +28,6 @@ import argparse
 import collections
 import csv
 import html
-import inspect
 import io
 import itertools
 import math
@@ -190,7 +189,9 @@ def build_model(settings, vocab_size):
 
 def save_checkpoint(path, checkpoint):
     """Write a checkpoint's dict to a file, whole or not at all.  Raises InputError if it cannot be written."""
-    write_atomically(path, lambda file: torch.save(checkpoint, file))
+    contents = io.BytesIO()  # torch.save into memory cannot fail halfway
+    torch.save(checkpoint, contents)
+    write_atomically(path, contents.getbuffer())
 
 
 def read_checkpoint(path):
@@ -480,7 +481,7 @@ def show_attention(file, model, vocabulary, tokens):
     rows = look_back(model, vocabulary, tokens)
     print(draw_attention(rows, tokens, shutil.get_terminal_size((110, 24)).columns))
     if file:
-        write_atomically(file, lambda out: out.write(attention_svg(rows, tokens).encode()))
+        write_atomically(file, attention_svg(rows, tokens).encode())
         print(f"\nwrote {file}: open it in a browser; a cell names its slot and weight")
 
 
@@ -539,7 +540,7 @@ def show_curves(file, paths):
     """Draw the log.csv beside each checkpoint in one SVG file.  Raises InputError as `read_curve` does."""
     folders = [pathlib.Path(path).absolute().parent for path in paths]
     curves = [(folder.name, read_curve(folder / "log.csv")) for folder in folders]
-    write_atomically(file, lambda out: out.write(curves_svg(curves).encode()))
+    write_atomically(file, curves_svg(curves).encode())
     print(f"wrote {file}: open it in a browser")
 
 
@@ -570,7 +571,7 @@ def read_stdin():
 
 def parse_arguments(argv):
     """The flags -> a namespace."""
-    parser = Parser(description=inspect.cleandoc(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     size, above_0 = number(int, 1, LARGEST), number(float, 0, open_low=True)
 
     def temperature(text):  # argparse hands this flag the checkpoints too, if they come after it

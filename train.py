@@ -33,7 +33,6 @@ import copy
 import ctypes
 import datetime
 import functools
-import inspect
 import itertools
 import math
 import os
@@ -342,7 +341,7 @@ class Trainer:
         if self.rows and self.step_count == 0:  # just after a validation
             save_checkpoint(self.out / "checkpoint.pt", best)
             log = "".join(",".join(row) + "\n" for row in [COLUMNS, *self.rows])
-            write_atomically(self.out / "log.csv", lambda file: file.write(log.encode()))
+            write_atomically(self.out / "log.csv", log.encode())
         save_checkpoint(self.out / "resume.pt", {**best, "training": training})
 
     def resume(self, saved):
@@ -372,7 +371,7 @@ class Trainer:
 
 @contextlib.contextmanager
 def signals_call(handler):
-    """A context in which SIGINT and SIGTERM call a handler. Outside the main thread, where none arrive, it does nothing."""
+    """A context in which SIGINT and SIGTERM call a handler, if this is the main thread: no other one gets signals."""
     signals = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
     before = {number: signal.signal(number, handler) for number in signals}
     try:
@@ -610,7 +609,7 @@ def default_hidden_size(args):
 
 def parse_arguments(argv):
     """The flags -> a namespace."""
-    parser = Parser(description=inspect.cleandoc(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     size, positive, above_0 = number(int, 1, LARGEST), number(int, 1), number(float, 0, open_low=True)
     fraction = number(float, 0, 0.95)
     yes_or_no = argparse.BooleanOptionalAction
