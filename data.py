@@ -574,7 +574,7 @@ def write_atomically(path, contents):
 
 
 def run(main):
-    """Run a script's `main`. An error that the user can mend becomes one line on stderr and exit code 2.
+    """Run a script's `main`. An error that the user can correct becomes one line on stderr and exit code 2.
 
     A reader that leaves early, as in `| head`, ends the script without a message.
     """

@@ -25,7 +25,6 @@ Sizes in comments: P tokens of prompt, B samples in parallel, V words.
 """
 
 import argparse
-import collections
 import csv
 import html
 import io
@@ -65,15 +64,14 @@ MOST_LAYERS = 100
 def fits(value, form):
     """Whether a value read from a file has a given form.
 
-    A form is a type (floats are finite and not negative); a range, for an int in it; a tuple, for one of its members;
-    a tensor, for one of its shape and dtype (tensors are finite and contiguous); a list of one form, for a list of
-    values that have it; or a dict of forms, for a dict with the same keys.
+    A form is a type (a float must be finite and not negative); a range, for an int in it; a tuple, for one of its
+    members; a tensor, for a finite and contiguous one of its shape and dtype; a list of one form, for a list of values
+    that have it; or a dict of forms, for a dict with the same keys.
     """
-    if form is torch.Tensor:
-        plain = type(value) is torch.Tensor and value.layout is torch.strided and value.device.type == "cpu"
-        return plain and value.is_contiguous() and bool(value.isfinite().all())
     if isinstance(form, torch.Tensor):
-        return fits(value, torch.Tensor) and (value.shape, value.dtype) == (form.shape, form.dtype)
+        plain = type(value) is torch.Tensor and value.layout is torch.strided and value.device.type == "cpu"
+        same = plain and (value.shape, value.dtype) == (form.shape, form.dtype)
+        return same and value.is_contiguous() and bool(value.isfinite().all())
     if isinstance(form, dict):
         same = isinstance(value, dict) and value.keys() == form.keys()
         return same and all(fits(value[name], part) for name, part in form.items())
@@ -102,7 +100,7 @@ def check_checkpoint(checkpoint, file_size):
     expect(plain and all(str(value).isprintable() for value in settings.values()), "its settings are damaged")
     size = range(1, LARGEST + 1)
     forms = {"model": tuple(MODELS), "input": ("embedding", "one-hot"), "embedding_size": size, "hidden_size": size}
-    forms |= {"layers": range(1, MOST_LAYERS + 1), "dropout": float, "tie_weights": (True, False), "bptt": size}
+    forms |= {"layers": range(1, MOST_LAYERS + 1), "dropout": float, "tie_weights": (True, False)}
     forms |= {"locked_dropout": (True, False), "weight_dropout": float}
     if settings.get("model") == "attention":
         forms |= {"memory": size, "memory_from": ("encoder", "decoder")}
@@ -126,9 +124,11 @@ def check_checkpoint(checkpoint, file_size):
 
 
 def check_training(training, model, settings):
-    """Raise ValueError, saying why, unless the entry "training" of a resume.pt has the form below."""
-    expect(isinstance(training, dict) and "state" in training, "its entry training is damaged")
-    state, rng = (training.get(name) for name in ("state", "rng"))
+    """Raise ValueError, saying why, unless the entry "training" of a resume.pt has the form below.
+
+    It also holds the model's state and that of the random numbers, which train.py tries out when it resumes.
+    """
+    expect(isinstance(training, dict), "its entry training is damaged")
     adapted = training.get("step") and settings.get("optimizer") != "sgd"  # plain SGD keeps nothing
     parameters = enumerate(model.parameters()) if adapted else ()
     forms = {
@@ -143,48 +143,32 @@ def check_training(training, model, settings):
     }
     for name, form in forms.items():
         expect(fits(training.get(name), form), f"its entry training/{name} is damaged")
-    # The model's state is a tuple of tensors with the B streams in dimension 1, or None before the first step.
-    plain = state is None or type(state) is tuple and fits(list(state), [torch.Tensor])
-    plain = plain and all(part.dim() > 1 and part.shape[1] == settings.get("batch_size") for part in state or ())
-    expect(plain, "its entry training/state is damaged")
-    # The random numbers' state is {device type: [a uint8 tensor from each process]}.
-    plain = isinstance(rng, dict) and all(fits(parts, [torch.Tensor]) for parts in rng.values())
-    expect(plain, "its entry training/rng is damaged")
 
 
 def read_archive(raw):
-    """The object in a file's bytes as torch.save wrote them; `weights_only` lets no file run code here.
+    """The object in a file's bytes as torch.save wrote them.  Raises ValueError if they are damaged or something else.
 
-    Raises ValueError for a file that is damaged, compressed or something else.
+    `weights_only` makes torch refuse a file that could run code.
     """
     try:
-        with zipfile.ZipFile(io.BytesIO(raw)) as archive:
-            entries = archive.infolist()
-            stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
-            small = sum(entry.file_size for entry in entries) <= len(raw)
-            expect(stored and small and archive.testzip() is None, "it is damaged")  # testzip compares the checksums
-        with warnings.catch_warnings():
+        with zipfile.ZipFile(io.BytesIO(raw)) as archive, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # whatever is wrong with the file is said below in one line
+            size = sum(entry.file_size for entry in archive.infolist())  # unpacked; torch.save does not compress
+            expect(size <= len(raw) and archive.testzip() is None, "a size or a checksum is wrong")
             return torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
-    except Exception as error:  # both raise many kinds of errors for a file that is not theirs
-        unsafe = "weights_only" in str(error).lower() and "GLOBAL" in str(error)
+    except Exception as error:  # zipfile and torch raise many kinds of errors for a file that is not theirs
+        unsafe = "GLOBAL" in str(error)  # so torch names the code that it refused
         reason = "it holds more than weights and could run code" if unsafe else "it is damaged or something else"
         raise ValueError(reason) from None
 
 
 def build_model(settings, vocab_size):
-    """The model that a dict of settings (train.py's flags) describes.
-
-    Raises InputError for settings that contradict each other.
-    """
+    """The model that train.py's flags, a dict, describe.  Raises ValueError if they contradict each other."""
     names = "embedding_size hidden_size dropout locked_dropout weight_dropout input tie_weights".split()
     shared = {"vocab_size": vocab_size, "num_layers": settings["layers"], **{name: settings[name] for name in names}}
-    try:
-        if settings["model"] == "attention":
-            return AttentionLM(**shared, memory_from=settings["memory_from"], memory=settings["memory"])
-        return LSTMLM(**shared, core=settings["model"])
-    except ValueError as error:
-        raise InputError(str(error)) from None
+    if settings["model"] == "attention":
+        return AttentionLM(**shared, memory_from=settings["memory_from"], memory=settings["memory"])
+    return LSTMLM(**shared, core=settings["model"])
 
 
 def save_checkpoint(path, checkpoint):
@@ -201,21 +185,19 @@ def read_checkpoint(path):
     """
     try:
         raw = pathlib.Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    try:
         checkpoint = read_archive(raw)
         check_checkpoint(checkpoint, len(raw))
-    except (ValueError, RuntimeError, InputError) as error:
+        return checkpoint
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RuntimeError) as error:
         raise InputError(f"{path} is not a checkpoint that this version of train.py wrote: {error}") from None
-    return checkpoint
 
 
 def load_checkpoint(path, device="cpu", model=None):
     """Open a checkpoint -> (model in evaluation mode, Vocabulary, the checkpoint's dict).
 
-    model: "lstm" or "cell" opens a checkpoint of either with that one.
-    Raises InputError for a file that is missing, damaged, or no checkpoint of this project.
+    model: "lstm" or "cell" opens a checkpoint of either with that one.  Raises InputError as `read_checkpoint` does.
     """
     checkpoint = read_checkpoint(path)
     settings, vocabulary = checkpoint["settings"], Vocabulary(**checkpoint["vocabulary"])
@@ -253,23 +235,16 @@ def choose(log_probs, temperature=None, top_k=None, top_p=None, generator=None):
     return torch.searchsorted(cumulative, drawn, right=True)[:, 0]
 
 
-class NoRepeat:
-    """The tokens of a text so far, and which next tokens would repeat a run of n tokens that it already has."""
+def forbid_repeats(scores, texts, n):
+    """Scores (B, V) with -inf for each token that would repeat a run of n tokens of its text, int64 (B, L), L >= n.
 
-    def __init__(self, n, tokens):
-        self.recent, self.followers = collections.deque(maxlen=n - 1), collections.defaultdict(set)
-        for token in tokens:
-            self.add(token)
-
-    def add(self, token):
-        """The text goes on with this token."""
-        if len(self.recent) == self.recent.maxlen:
-            self.followers[tuple(self.recent)].add(token)
-        self.recent.append(token)
-
-    def banned(self):
-        """The tokens that would repeat a run: a list."""
-        return list(self.followers.get(tuple(self.recent), ()))
+    Where no token would be left, the scores stay as they are.
+    """
+    runs, last = texts.unfold(1, n, 1), texts[:, texts.shape[1] - n + 1 :]  # (B, L - n + 1, n), (B, n - 1)
+    sample, place = (runs[..., :-1] == last[:, None]).all(dim=-1).nonzero(as_tuple=True)  # runs that begin like this
+    allowed = scores.clone()  # (B, V)
+    allowed[sample, runs[sample, place, -1]] = -torch.inf
+    return torch.where(allowed.max(dim=-1, keepdim=True).values > -torch.inf, allowed, scores)
 
 
 @torch.inference_mode()
@@ -280,22 +255,18 @@ def generate(model, prompt, tokens, samples=1, never=(), no_repeat=0, generator=
     it can avoid it; 0 allows all.  generator: a CPU torch.Generator.  how: see `choose`.
     """
     device, state = next(model.parameters()).device, None
-    texts = [NoRepeat(no_repeat, prompt.tolist()) for _ in range(samples)] if no_repeat else []
-    unread = prompt[:, None].expand(-1, samples)  # (P, B)
+    texts = prompt.expand(samples, -1)  # (B, P), and later what is added
+    unread = texts.t()  # (P, B)
     for _ in range(tokens):
         for part in unread.split(256):  # the log-probabilities of a long prompt at once could fill the memory
             log_probs, state = model(part.to(device), state)  # (<= 256, B, V)
         scores = log_probs[-1].float().cpu()  # (B, V)
         scores[:, list(never)] = -torch.inf
-        for row, text in zip(scores, texts):
-            allowed = row.index_fill(0, torch.tensor(text.banned(), dtype=torch.int64), -torch.inf)
-            if allowed.max() > -torch.inf:
-                row.copy_(allowed)
+        if 0 < no_repeat <= texts.shape[1]:
+            scores = forbid_repeats(scores, texts, no_repeat)
         token = choose(scores, generator=generator, **how)  # (B,)
-        for text, index in zip(texts, token.tolist()):
-            text.add(index)
         yield token
-        unread = token[None]  # (1, B)
+        unread, texts = token[None], torch.cat((texts, token[:, None]), dim=1)  # (1, B), (B, P + 1)
 
 
 def prompt_tokens(text, vocabulary):
@@ -314,8 +285,8 @@ def prompt_tokens(text, vocabulary):
     return tokens, list(dict.fromkeys(unknown))
 
 
-def continuations(model, vocabulary, prompt, tokens, samples, seed, no_repeat=None, **how):
-    """Yield (samples,) lists of new tokens, step by step, after a prompt given as a list of tokens.
+def continuations(model, vocabulary, prompt, tokens, num_samples, seed, no_repeat=None, **how):
+    """Yield (num_samples,) lists of new tokens, step by step, after a prompt given as a list of tokens.
 
     no_repeat: see `generate`; if None, 4 for words and 0 for characters.  how: see `choose`.
     """
@@ -323,7 +294,7 @@ def continuations(model, vocabulary, prompt, tokens, samples, seed, no_repeat=No
         no_repeat = 0 if vocabulary.tokeniser == "chars" else 4
     start = torch.cat((torch.tensor([vocabulary.start]), vocabulary.encode(prompt)))
     generator = torch.Generator().manual_seed(seed)
-    for token in generate(model, start, tokens, samples, [vocabulary.index(UNK)], no_repeat, generator, **how):
+    for token in generate(model, start, tokens, num_samples, [vocabulary.index(UNK)], no_repeat, generator, **how):
         yield vocabulary.decode(token)
 
 
@@ -337,8 +308,7 @@ def compare(columns, width):
         return [row for line in text.split("\n") for row in textwrap.wrap(line, each) or [""]]
 
     wrapped = [[*wrap(title), "-" * each, *wrap(text)] for title, text in columns]
-    height = max(map(len, wrapped))
-    rows = zip(*(column + [""] * (height - len(column)) for column in wrapped))
+    rows = itertools.zip_longest(*wrapped, fillvalue="")
     return "\n".join(" | ".join(f"{cell:{each}}" for cell in row).rstrip() for row in rows)
 
 
@@ -370,7 +340,10 @@ def measure_decoding(paths, loaded, temperatures, args):
     Raises InputError if the checkpoints were not trained on the same corpus.
     """
     settings, vocabulary = loaded[0][2]["settings"], loaded[0][1]
-    corpus = load_corpus(*(settings[name] for name in ("data", "level", "min_count", "vocab_size", "split")))
+    try:
+        corpus = load_corpus(*(settings[name] for name in ("data", "level", "min_count", "vocab_size", "split")))
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{paths[0]} does not say which corpus it was trained on") from None
     if any(other.index2word != corpus.vocabulary.index2word for _, other, _ in loaded):
         raise InputError("--measure needs checkpoints that were trained on one corpus, and this corpus unchanged")
     train, N = corpus.train.tolist(), args.tokens
@@ -383,9 +356,7 @@ def measure_decoding(paths, loaded, temperatures, args):
 
     show("validation text", "", [part.tolist() for part in corpus.valid[: N * args.num_samples].split(N)])
     for (path, (model, _, _)), temperature in itertools.product(zip(paths, loaded), temperatures):
-        steps = continuations(
-            model, vocabulary, [], N, args.num_samples, args.seed, temperature=temperature, **args.how
-        )
+        steps = continuations(model, vocabulary, [], temperature=temperature, **args.how)
         texts = [vocabulary.encode(text).tolist() for text in zip(*steps)]
         show(path, f"t = {temperature:g}" if temperature else "greedy", texts)
 
@@ -448,33 +419,28 @@ def attention_svg(rows, tokens):
     is the share of the prediction that is copied.
     """
     rows, cell, left, top = rows[-36:], 16, 110, 130
-    columns, before = most_seen(rows, 46), ["(start)", *tokens]
+    columns, before = list(zip(itertools.count(left, cell), most_seen(rows, 46))), ["(start)", *tokens]
     right, bottom = left + cell * len(columns), top + cell * len(rows)
     parts = [svg_text(right + 8, top - 8, "copied")]
-    for column, j in enumerate(columns):
-        place = f"translate({left + (column + 0.7) * cell:.0f},{top - 6}) rotate(-60)"
-        label = html.escape(f"{before[j][:12]} \u2192 {tokens[j][:12]}")
-        parts.append(f'<text transform="{place}">{label}</text>')
-    for row, (word, p, copied, weights) in enumerate(rows):
-        y = top + row * cell
+    for x, j in columns:
+        label = svg_text(0, 0, f"{before[j][:12]} \u2192 {tokens[j][:12]}")
+        parts.append(f'<g transform="translate({x + 11},{top - 6}) rotate(-60)">{label}</g>')
+    for y, (word, p, copied, weights) in zip(range(top, bottom, cell), rows):
         parts.append(svg_text(left - 8, y + 12, word[:16], "end"))
         parts.append(f'<rect class="bar" x="{right + 8}" y="{y + 3}" width="{60 * copied:.1f}" height="{cell - 6}"/>')
-        for column, j in enumerate(columns):
-            weight, kind = weights[j], "hit" if tokens[j] == word else "slot"
-            if weight == 0:  # the slot is not in view
-                continue
-            words = html.escape(f"{before[j]} \u2192 {tokens[j]}: {weight:.3f}; P({word}) = {p:.3f}")
-            parts.append(
-                f'<rect class="{kind}" x="{left + column * cell}" y="{y}" width="{cell - 1}" height="{cell - 1}" '
-                f'fill-opacity="{0.05 + 0.95 * weight:.3f}"><title>{words}</title></rect>'
-            )
+        for x, j in columns:
+            kind, shade = "hit" if tokens[j] == word else "slot", 0.05 + 0.95 * weights[j]
+            words = html.escape(f"{before[j]} \u2192 {tokens[j]}: {weights[j]:.3f}; P({word}) = {p:.3f}")
+            box = f'class="{kind}" x="{x}" y="{y}" width="{cell - 1}" height="{cell - 1}" fill-opacity="{shade:.3f}"'
+            if weights[j] > 0:  # otherwise the slot is not in view
+                parts.append(f"<rect {box}><title>{words}</title></rect>")
     return svg(right + 80, bottom + 10, parts, ".slot{fill:#0b5394}.hit{fill:#d95f02}.bar{fill:#666}")
 
 
 def show_attention(file, model, vocabulary, tokens):
     """Print where the model looks as it reads a text and, unless `file` is empty, draw it as an SVG file.
 
-    Raises InputError when the text has less than two tokens, or the file cannot be written.
+    Raises InputError when the text has fewer than two tokens, or the file cannot be written.
     """
     if len(tokens) < 2:
         raise InputError("there is nothing to look back at: give a --prompt or --tokens of at least 2 words")
@@ -489,7 +455,7 @@ def show_attention(file, model, vocabulary, tokens):
 
 
 def read_curve(path):
-    """A log.csv -> its points (seconds, validation perplexity).  Raises InputError if it has less than two."""
+    """A log.csv -> its points (seconds, validation perplexity).  Raises InputError if it has fewer than two."""
     try:
         with open(path, newline="", encoding="utf-8") as file:
             points = [(float(row["seconds"]), float(row["valid_ppl"])) for row in csv.DictReader(file)]
@@ -499,7 +465,7 @@ def read_curve(path):
         raise InputError(f"{path} is not a log.csv that train.py wrote") from None
     points = [point for point in points if 0 < point[0] < 1e9 and 1 <= point[1] < math.inf]
     if len(points) < 2:
-        raise InputError(f"{path} has less than two validations to draw a line through: try a smaller --valid-every")
+        raise InputError(f"{path} has fewer than two validations to draw a line through: try a smaller --valid-every")
     return points
 
 
@@ -560,23 +526,17 @@ def device_of(name):
 
 
 def read_stdin():
-    """Standard input as text, without its last line end.  Raises InputError if it is not text."""
+    """Standard input as text, without line ends at its end.  Raises InputError if it is closed or not UTF-8."""
     try:
-        if hasattr(sys.stdin, "reconfigure"):  # in some locales Python accepts bytes that are not UTF-8
-            sys.stdin.reconfigure(encoding="utf-8", errors="strict")
-        return sys.stdin.read().rstrip("\n")
-    except UnicodeDecodeError as error:
-        raise InputError(f"the prompt on standard input is not UTF-8: byte {error.start}") from None
+        return open(0, encoding="utf-8", closefd=False).read().rstrip("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the prompt on standard input cannot be read: {error}") from None
 
 
 def parse_arguments(argv):
     """The flags -> a namespace."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     size, above_0 = number(int, 1, LARGEST), number(float, 0, open_low=True)
-
-    def temperature(text):  # argparse hands this flag the checkpoints too, if they come after it
-        return text if text.endswith(".pt") else above_0(text)
-
     parser.add_argument("checkpoints", nargs="*", metavar="checkpoint.pt", help="several are shown side by side")
     flag = parser.add_argument_group("text").add_argument
     flag("--prompt", action="append", help="text to continue, - for standard input; may be repeated (none)")
@@ -584,10 +544,10 @@ def parse_arguments(argv):
     flag("--num-samples", type=size, default=1, metavar="N", help="continuations of each prompt (%(default)s)")
     flag = parser.add_argument_group("decoding").add_argument
     flag("--greedy", action="store_true", help="take the most probable token (off)")
-    flag("--temperature", type=temperature, nargs="+", metavar="T", help="above 0; several are compared (0.8)")
+    flag("--temperature", type=above_0, nargs="+", metavar="T", help="above 0; several are compared (0.8)")
     flag("--top-k", type=size, metavar="K", help="draw among the K most probable tokens (all)")
-    flag("--top-p", type=number(float, 0, 1, open_low=True), metavar="P", help="draw among those that hold P (1)")
-    flag("--no-repeat", type=number(int, 0, 1000), metavar="N", help="never write N tokens twice (4; char: 0, off)")
+    flag("--top-p", type=number(float, 0, 1, open_low=True), metavar="P", help="draw among the fewest that hold P (1)")
+    flag("--no-repeat", type=number(int, 0, 1000), metavar="N", help="write no N tokens in a row twice (4; char: off)")
     flag("--seed", type=number(int, 0, 2**62), default=0, metavar="N", help="of the random numbers (%(default)s)")
     flag = parser.add_argument_group("model").add_argument
     flag("--model", choices=["lstm", "cell"], help="open a checkpoint of one with the other (its own)")
@@ -597,12 +557,10 @@ def parse_arguments(argv):
     flag("--show-attention", nargs="?", const="", metavar="FILE.svg", help="draw what each word looked at (off)")
     flag("--show-curves", metavar="FILE.svg", help="draw the log.csv beside each checkpoint and write no text (off)")
     flag("--measure", action="store_true", help="print numbers about the texts and not the texts (off)")
-    args = parser.parse_args(argv)
-    args.checkpoints += [value for value in args.temperature or [] if isinstance(value, str)]
-    args.temperature = [value for value in args.temperature or [] if not isinstance(value, str)]
-    args.how = {"top_k": args.top_k, "top_p": args.top_p, "no_repeat": args.no_repeat}
-    if args.show_attention and args.show_attention.endswith(".pt"):  # the checkpoint, as above
-        args.checkpoints, args.show_attention = [*args.checkpoints, args.show_attention], ""
+    words = sys.argv[1:] if argv is None else argv
+    words = sorted(words, key=lambda word: not word.endswith(".pt"))  # --temperature would take checkpoints after it
+    args = parser.parse_args(words)
+    args.how = {name: getattr(args, name) for name in "tokens num_samples seed top_k top_p no_repeat".split()}
     for picture in (args.show_attention, args.show_curves):
         if picture and not picture.lower().endswith(".svg"):
             parser.error(f"the picture {picture} must have a name that ends in .svg")
@@ -622,17 +580,11 @@ def title(path, checkpoint):
 
 def stream(given, steps, tokeniser):
     """Print a prompt and, word by word, its continuation -> the list of all its tokens."""
-    tokens = []
-
-    def remembered():
-        for token in itertools.chain(given, (token for (token,) in steps)):
-            tokens.append(token)
-            yield token
-
-    for piece in detokenise(remembered(), tokeniser):
+    tokens, shown = itertools.tee(itertools.chain(given, (token for (token,) in steps)))
+    for piece in detokenise(shown, tokeniser):
         print(piece, end="", flush=True)
     print()
-    return tokens
+    return list(tokens)
 
 
 def main(argv=None):
@@ -646,11 +598,9 @@ def main(argv=None):
     device = device_of(args.device)
     loaded = [load_checkpoint(path, device, args.model) for path in args.checkpoints]
     for path, (model, _, _) in zip(args.checkpoints, loaded):
-        if args.show_attention is not None and not isinstance(model, AttentionLM):
-            raise InputError(f"{path} has no attention to show: train one with --model attention")
+        if (args.memory or args.show_attention is not None) and not isinstance(model, AttentionLM):
+            raise InputError(f"{path} has no attention: leave --memory and --show-attention out")
         if args.memory:
-            if not isinstance(model, AttentionLM):
-                raise InputError(f"{path} has no memory: leave --memory out")
             model.memory = args.memory
     prompts = [read_stdin() if text == "-" else text for text in args.prompt or []] or [None]
     decoders = [None] * args.greedy + (args.temperature or ([] if args.greedy else [0.8]))  # temperatures
@@ -668,9 +618,7 @@ def main(argv=None):
             given, unknown = ([], []) if prompt is None else prompt_tokens(prompt, vocabulary)
             if unknown:
                 print(f"note: {path} does not know {', '.join(unknown)}; read as {UNK}", file=sys.stderr)
-            steps = continuations(
-                model, vocabulary, given, args.tokens, args.num_samples, args.seed, temperature=temperature, **args.how
-            )
+            steps = continuations(model, vocabulary, given, temperature=temperature, **args.how)
             if alone:
                 firsts.append(stream(given, steps, vocabulary.tokeniser))
             else:

@@ -32,7 +32,6 @@ import contextlib
 import copy
 import ctypes
 import datetime
-import functools
 import itertools
 import math
 import os
@@ -44,7 +43,6 @@ import signal
 import statistics
 import sys
 import tempfile
-import threading
 import time
 import uuid
 
@@ -57,19 +55,14 @@ from torch import nn
 from sample import LARGEST, MODELS, MOST_LAYERS, build_model, continuations, device_of, load_checkpoint
 from sample import read_checkpoint, save_checkpoint
 
-try:
-    import fcntl  # Windows does not have it
-except ImportError:
-    fcntl = None
+if sys.platform != "win32":
+    import fcntl
 
 COLUMNS = ["step", "epoch", "seconds", "tokens_per_second", "train_loss", "valid_loss", "valid_ppl"]  # of log.csv
 SAVE_EVERY = 60  # seconds
 NOT_SETTINGS = ("resume", "out", "benchmark")  # the flags that say what to do and where, and nothing about the model
 PLAIN = ("step", "best_loss", "rows", "step_count")  # of a Trainer, kept in resume.pt
-FIXED = (  # the settings that a resumed run must keep
-    "model input embedding_size hidden_size layers dropout locked_dropout weight_dropout tie_weights memory memory_from"
-    " data level min_count vocab_size split batch_size bptt optimizer init"
-).split()
+FREE = "lr halve_after clip epochs minutes target_ppl valid_every seed device dtype".split()  # what --resume may change
 
 
 class DivergenceError(InputError):
@@ -129,11 +122,11 @@ def low_precision(name, device):
 def keep_freed_memory():
     """Let the C library keep the memory that one training step frees for the next step, if it is glibc.
 
-    By default it returns blocks of some megabytes to the system, and getting them back page by page took 7% of the
-    time of a step of `cell` with two threads, and a fifth with one.
+    By default it returns blocks of some megabytes to the system, and getting them back page by page took 7% of a step
+    of `cell` with two threads and 24% with one.
     """
     M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h; sizes in bytes
-    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+    if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.mallopt(M_TRIM_THRESHOLD, 2**30)
         libc.mallopt(M_MMAP_THRESHOLD, 2**25)
@@ -145,7 +138,10 @@ def keep_freed_memory():
 def new_model(args, vocab_size, device):
     """The model that the flags describe, with its first weights."""
     torch.manual_seed(args.seed)
-    model = build_model(vars(args), vocab_size).to(device)
+    try:
+        model = build_model(vars(args), vocab_size).to(device)
+    except ValueError as error:  # flags that contradict each other
+        raise InputError(str(error)) from None
     for parameter in model.parameters() if args.init else ():
         nn.init.uniform_(parameter, -args.init, args.init)
     return model
@@ -173,42 +169,39 @@ class Trainer:
         self.model, self.corpus, self.args, self.status = model, corpus, args, status
         self.processes, self.name, self.out = processes, name, pathlib.Path(args.out)
         self.device = next(model.parameters()).device
+        self.rng = torch if self.device.type == "cpu" else torch.get_device_module(self.device)  # its random numbers
         self.bfloat16, self.note = low_precision(args.dtype, self.device)
-        sides = (streams(side, args.batch_size) for side in pairs(corpus.train, corpus.vocabulary.start))
-        self.sides = [processes.columns(side).to(self.device) for side in sides]  # input, target (N / B, B / processes)
-        self.epoch_steps = math.ceil(len(self.sides[0]) / args.bptt)
+        sides = [streams(side, args.batch_size) for side in pairs(corpus.train, corpus.vocabulary.start)]
+        self.sides = torch.stack([processes.columns(side) for side in sides]).to(self.device)  # (2, N / B, its B)
+        self.epoch_steps = math.ceil(self.sides.shape[1] / args.bptt)
         self.valid = corpus.valid.to(self.device)
         self.loss = Loss(model) if processes.count == 1 else nn.parallel.DistributedDataParallel(Loss(model))
         optimizer = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[args.optimizer]
         self.optimizer = optimizer(model.parameters(), args.lr, fused=self.device.type != "mps")
         self.step, self.state, self.rows, self.best_loss, self.best_weights = 0, None, [], math.inf, None
         self.begun = self.saved = time.monotonic()
-        self.signalled = self.interrupted = False  # here, and in any process
+        self.signalled = self.interrupted = False  # whether a signal has reached this process; any process
         self.start_interval()
 
     def start_interval(self):
-        """Reset what is reported at each validation.
+        """Reset what is reported at each validation."""
+        self.loss_sum = torch.zeros((), device=self.device)  # keeping every loss would fragment the memory
+        self.step_count, self.token_count, self.interval_begun = 0, 0, time.monotonic()
 
-        Tensors kept from each step would lie between large freed ones and memory would grow, so losses are summed.
-        """
-        self.loss_sum = torch.zeros((), device=self.device)
-        self.step_count, self.token_count, self.step_seconds = 0, 0, 0.0
-
-    def window(self, position):
-        """Window number `position` of an epoch -> input, target, int64 (T, B / processes)."""
-        start = position * self.args.bptt
-        return [side[start : start + self.args.bptt].long() for side in self.sides]
+    def speed(self):
+        """Training tokens per second since the last validation."""
+        return self.token_count / max(1e-9, time.monotonic() - self.interval_begun)
 
     def training_step(self, progress):
         """One window forward and backward and one step of the optimizer, at a progress from 0 to 1."""
-        begun, position = time.monotonic(), self.step % self.epoch_steps
-        input, target = self.window(position)  # (T, B)
+        start = self.step % self.epoch_steps * self.args.bptt
+        input, target = self.sides[:, start : start + self.args.bptt].long()  # (T, B / processes) each
         self.model.grow(progress)
         for group in self.optimizer.param_groups:  # torch's schedulers count steps, but progress may count time
             group["lr"] = self.args.lr * schedule(progress, 1 + self.step // self.epoch_steps, self.args.halve_after)
         self.optimizer.zero_grad()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            loss, state = self.loss(input, target, self.state if position else None)
+            loss, state = self.loss(input, target, self.state if start else None)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.args.clip)
         self.optimizer.step()
@@ -217,7 +210,6 @@ class Trainer:
         self.step_count += 1
         self.loss_sum += loss.detach()
         self.token_count += target.numel() * self.processes.count
-        self.step_seconds += time.monotonic() - begun
 
     def progress(self):
         """How much of the training is done, from 0 to 1: of --minutes if they are given, else of --epochs."""
@@ -246,7 +238,10 @@ class Trainer:
         every = self.args.valid_every or self.epoch_steps
         target = self.args.target_ppl or 0
         self.model.train()
-        with signals_call(on_signal):
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(ValueError):  # outside the main thread, where no signals arrive
+                for which in (signal.SIGINT, signal.SIGTERM):
+                    stack.callback(signal.signal, which, signal.signal(which, on_signal))  # the earlier one again
             progress, _ = self.agree()
             while (self.step == 0 or progress < 1) and not self.interrupted and perplexity(self.best_loss) > target:
                 self.training_step(progress)
@@ -262,7 +257,8 @@ class Trainer:
                     self.validate()
                 self.save()
         if self.interrupted:
-            self.status.line("stopping: saved; now the test of the best model (Ctrl-C again ends at once)")
+            self.status.line(f"interrupted; go on with: python train.py --resume {self.out}")
+            self.status.line("now the best model is tested (Ctrl-C again ends at once)")
 
     def require_finite(self, *values):
         """Raise DivergenceError if any of these tensors or numbers is inf or nan."""
@@ -277,20 +273,18 @@ class Trainer:
         left = (time.monotonic() - self.begun) * (1 - progress) / max(progress, 1e-9)
         self.status.update(
             f"epoch {self.step / self.epoch_steps:5.2f}  step {self.step:>5}  loss {loss:.3f}  "
-            f"ppl {perplexity(loss):7.2f}  {self.token_count / self.step_seconds:>6,.0f} tokens/s  {clock(left)} left"
+            f"ppl {perplexity(loss):7.2f}  {self.speed():>6,.0f} tokens/s  {clock(left)} left"
         )
 
     def validate(self):
-        """Evaluate on the validation split, add a row to the log, and keep the weights if they are the best so far.
-
-        Raises DivergenceError when a loss is inf or nan.
-        """
+        """Evaluate on the validation split, add a row to the log, and keep the weights if they are the best so far."""
         first, train_loss = self.processes.rank == 0, self.loss_sum.item() / max(1, self.step_count)
+        speed = self.speed()
         valid_loss = evaluate(self.model, self.valid, self.corpus.vocabulary.start) if first else 0.0
         train_loss, valid_loss = self.processes.sums(train_loss / self.processes.count, valid_loss)
         self.require_finite(train_loss, valid_loss)
         epoch, seconds = self.step / self.epoch_steps, time.monotonic() - self.begun
-        speed, ppl = self.token_count / max(1e-9, self.step_seconds), perplexity(valid_loss)
+        ppl = perplexity(valid_loss)
         losses = [f"{train_loss:.4f}", f"{valid_loss:.4f}", f"{ppl:.2f}"]
         self.rows.append([str(self.step), f"{epoch:.2f}", f"{seconds:.1f}", f"{speed:.0f}", *losses])
         self.status.line(
@@ -305,10 +299,9 @@ class Trainer:
 
     def best(self):
         """The checkpoint of the best model so far, or of the present one before the first validation."""
-        settings = {name: value for name, value in vars(self.args).items() if name not in NOT_SETTINGS}
         return {
             "run": self.name,
-            "settings": settings,
+            "settings": {name: value for name, value in vars(self.args).items() if name not in NOT_SETTINGS},
             "vocabulary": self.corpus.vocabulary.plain(),
             "weights": self.best_weights or self.model.state_dict(),
             "results": {"valid_ppl": perplexity(self.best_loss)} if self.best_weights else {},
@@ -325,7 +318,7 @@ class Trainer:
         self.saved = time.monotonic()
         (loss_sum,) = self.processes.sums(self.loss_sum.item() / self.processes.count)
         state = self.state and tuple(torch.cat(self.processes.gather(part), dim=1) for part in self.state)
-        rng = {self.device.type: self.processes.gather(rng_of(self.device).get_rng_state())}
+        rng = {self.device.type: self.processes.gather(self.rng.get_rng_state())}
         if self.processes.rank:
             return
         training = {
@@ -347,61 +340,40 @@ class Trainer:
     def resume(self, saved):
         """Go on from what `save` wrote to resume.pt.  Raises InputError if it fits neither the model nor the corpus."""
         training, rank = saved["training"], self.processes.rank
-        self.model.load_state_dict(training["weights"])
-        settings = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": training["optimizer"], "param_groups": settings})
-        for name in PLAIN:
-            setattr(self, name, training[name])
-        self.loss_sum.fill_(training["loss_sum"])
-        self.best_weights = saved["weights"] if self.rows else None
-        self.begun = time.monotonic() - training["seconds"]
-        state, rngs = training["state"], training["rng"].get(self.device.type, [])
-        self.state = state and tuple(self.processes.columns(part).to(self.device) for part in state)
         try:
-            with torch.no_grad():
-                self.model.loss(*self.window(0), self.state)  # an error here tells that the state does not fit
+            self.model.load_state_dict(training["weights"])
+            self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": training["optimizer"]})
+            for name in PLAIN:
+                setattr(self, name, training[name])
+            self.loss_sum.fill_(training["loss_sum"])
+            self.best_weights = saved["weights"] if self.rows else None
+            self.begun = time.monotonic() - training["seconds"]
+            state, rngs = training["state"], training["rng"].get(self.device.type, [])
+            self.state = state and tuple(self.processes.columns(part).to(self.device) for part in state)
+            with torch.no_grad():  # an error here tells that the state does not fit
+                self.model.loss(*self.sides[:, : self.args.bptt].long(), self.state)
             if len(rngs) == self.processes.count:
-                rng_of(self.device).set_rng_state(rngs[rank])
+                self.rng.set_rng_state(rngs[rank])
             else:  # the run goes on with another device or another number of processes
                 torch.manual_seed(self.args.seed + self.step + rank)
-        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split())[:160]
             raise InputError(f"{self.out / 'resume.pt'} does not fit its own settings: {reason}") from None
-
-
-@contextlib.contextmanager
-def signals_call(handler):
-    """A context in which SIGINT and SIGTERM call a handler, if this is the main thread: no other one gets signals."""
-    signals = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-    before = {number: signal.signal(number, handler) for number in signals}
-    try:
-        yield
-    finally:
-        for number, earlier in before.items():
-            signal.signal(number, earlier)
-
-
-def rng_of(device):
-    """The module with get_rng_state and set_rng_state for a torch.device."""
-    return torch if device.type == "cpu" else torch.get_device_module(device)
 
 
 # --- More than one process ---------------------------------------------------------------
 
 
-class Processes:
+class Processes(contextlib.AbstractContextManager):
     """The N processes that torchrun started, or the only one without it.
 
     Each trains on B / N of the B streams and DistributedDataParallel averages their gradients, so that together they
-    take the step that one process would take. (Each drops other units and weights.) Only the first, rank 0, reads,
-    writes, evaluates and prints.
+    take the step that one process would take. (Their dropout differs.) Only the first, rank 0, reads, writes, evaluates
+    and prints.
     """
 
     def __init__(self):
         self.rank, self.count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-
-    def __enter__(self):
-        return self
 
     def __exit__(self, kind, error, traceback):
         if error is None and dist.is_initialized():
@@ -446,26 +418,23 @@ class Processes:
 # --- The output folder -------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def locked(out):
-    """A context in which no other run can write to the folder --out, which is made if it is missing.
+def lock(out, stack):
+    """Make the folder --out if it is missing, and let no other run write to it until `stack`, an ExitStack, is closed.
 
     The lock is on the folder itself and ends with the process, however that ends. Windows has no such lock.
     Raises InputError if the folder cannot be written or another run has it.
     """
-    with contextlib.ExitStack() as stack:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=out).close()
-            if fcntl:
-                folder = os.open(out, os.O_RDONLY)
-                stack.callback(os.close, folder)
-                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"another run is writing to {out}: wait for it, or give another --out") from None
-        except OSError as error:
-            raise InputError(f"output folder {out} cannot be written: {error.strerror}") from None
-        yield
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+        if sys.platform != "win32":
+            folder = os.open(out, os.O_RDONLY)
+            stack.callback(os.close, folder)
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"another run is writing to {out}: wait for it, or give another --out") from None
+    except OSError as error:
+        raise InputError(f"output folder {out} cannot be written: {error.strerror}") from None
 
 
 def set_earlier_run_aside(out, status):
@@ -487,7 +456,7 @@ def set_earlier_run_aside(out, status):
 
 
 def read_resume(out, argv):
-    """What --resume goes on from -> (the flags: the run's own, then those in argv; what resume.pt holds).
+    """Read resume.pt -> (the run's own flags, changed by those in argv; what the file holds).
 
     Raises InputError if the folder holds another run's checkpoint, or the flags ask for another model or corpus.
     """
@@ -499,10 +468,10 @@ def read_resume(out, argv):
     if (out / "checkpoint.pt").exists() and read_checkpoint(out / "checkpoint.pt").get("run") != saved.get("run"):
         raise InputError(f"checkpoint.pt and resume.pt in {out} are of different runs: move one of them away")
     args = parse_arguments([*as_flags(settings), *argv])
-    for name in FIXED:
-        if settings[name] != getattr(args, name):
+    for name, value in settings.items():
+        if name not in FREE and value != getattr(args, name):
             flag, advice = f"--{name.replace('_', '-')}", "leave the flag out, or train anew without --resume"
-            raise InputError(f"{out} was trained with {flag} {settings[name]}, not {getattr(args, name)}: {advice}")
+            raise InputError(f"{out} was trained with {flag} {value}, not {getattr(args, name)}: {advice}")
     return args, saved
 
 
@@ -563,14 +532,14 @@ def benchmark(argv, corpus, device, status, rounds=12, steps=5):
     They take turns, so that changes in the machine's speed affect them equally. Prints for each the median over
     `rounds` turns of `steps` steps, in tokens/s, after its ratio to the one on `torch.nn.LSTM`.
     """
-    jobs, base, cores = {}, {}, {}
+    jobs, cores = {}, {}
     kinds = {name: ["--model", name] for name in MODELS}
-    kinds["decoder's memory"] = ["--model", "attention", "--memory-from", "decoder"]
+    kinds["self-attention"] = ["--model", "attention", "--memory-from", "decoder"]
     for name, flags in kinds.items():
         args = parse_arguments([*argv, *flags])
-        model = new_model(args, len(corpus.vocabulary), device).train()
+        model = new_model(args, len(corpus.vocabulary), device)
         trainer = Trainer(model, corpus, args, status, Processes())
-        jobs[name], base[name] = functools.partial(trainer.training_step, 0.5), "lstm"
+        jobs[name] = trainer.training_step, 0.5
         if hasattr(model, "core"):
             cores[f"{name} alone"] = model.core
     x = torch.randn(args.bptt, args.batch_size, cores["lstm alone"].input_size, device=device, requires_grad=True)
@@ -581,30 +550,21 @@ def benchmark(argv, corpus, device, status, rounds=12, steps=5):
             output, _ = core(x)
         output.sum().backward()
 
-    for name, core in cores.items():
-        jobs[name], base[name] = functools.partial(core_step, core), "lstm alone"
+    jobs |= {name: (core_step, core) for name, core in cores.items()}
     speeds = {name: [] for name in jobs}
-    for turn in range(rounds + 1):
-        for name, job in jobs.items():
-            begun = time.monotonic()
-            for _ in range(steps):
-                job()
-            torch.ones(1, device=device).item()  # this waits until a GPU has finished
-            if turn:  # the first turn warms up
-                speeds[name].append(steps * args.bptt * args.batch_size / (time.monotonic() - begun))
-    medians = {name: statistics.median(values) for name, values in speeds.items()}
+    for _, (name, (job, argument)) in itertools.product(range(1 + rounds), jobs.items()):
+        begun = time.monotonic()
+        for _ in range(steps):
+            job(argument)
+        torch.ones(1, device=device).item()  # this waits until a GPU has finished
+        speeds[name].append(steps * args.bptt * args.batch_size / (time.monotonic() - begun))
+    medians = {name: statistics.median(values[1:]) for name, values in speeds.items()}  # the first turn warms up
     for name, median in medians.items():
-        status.line(f"{name:>16}  {median / medians[base[name]]:.2f} of {base[name]}  {median:>9,.0f} tokens/s")
+        base = "lstm alone" if name in cores else "lstm"
+        status.line(f"{name:>16}  {median / medians[base]:.2f} of {base}  {median:>9,.0f} tokens/s")
 
 
 # --- The command -------------------------------------------------------------------------
-
-
-def default_hidden_size(args):
-    """The --hidden-size with which all models have equally many parameters on python-docs, within 2%."""
-    if args.model != "attention":
-        return 256
-    return {"encoder": 190, "decoder": 240}[args.memory_from]
 
 
 def parse_arguments(argv):
@@ -634,7 +594,7 @@ def parse_arguments(argv):
     flag("--optimizer", choices=["adamw", "sgd"], default="adamw", help="(%(default)s)")
     flag("--lr", metavar="X", type=above_0, default=6e-3, help="learning rate at its peak (%(default)s)")
     flag("--halve-after", metavar="EPOCH", type=positive, help="keep --lr up to here, then halve it each epoch (off)")
-    flag("--init", metavar="X", type=above_0, help="draw all weights and biases from -X to X (each layer's own)")
+    flag("--init", metavar="X", type=above_0, help="draw all weights and biases from -X to X (each as its layer does)")
     flag("--clip", metavar="X", type=above_0, default=0.5, help="largest norm of the gradient (%(default)s)")
     flag("--epochs", metavar="N", type=positive, default=6, help="passes over the corpus (%(default)s)")
     flag("--minutes", metavar="X", type=above_0, help="train for this time instead; the test comes after it (none)")
@@ -648,7 +608,8 @@ def parse_arguments(argv):
     flag("--benchmark", action="store_true", help="time all models with these flags and train none")
     flag("--resume", metavar="DIR", help="go on with the run in DIR, with its settings")
     args = parser.parse_args(argv)
-    args.hidden_size = args.hidden_size or default_hidden_size(args)
+    default = {"encoder": 190, "decoder": 240}[args.memory_from] if args.model == "attention" else 256
+    args.hidden_size = args.hidden_size or default  # so all have as many parameters on python-docs, within 2%
     args.embedding_size = args.embedding_size or args.hidden_size
     if args.tie_weights is None:
         args.tie_weights = args.input == "embedding"
@@ -671,19 +632,17 @@ def prepare(argv, processes, status, stack):
     if args.resume and not (out / "resume.pt").exists():
         raise InputError(f"nothing to resume in {out}: it has no resume.pt")
     if not args.benchmark:
-        stack.enter_context(locked(out))
-    if args.resume:
-        args, saved = read_resume(out, argv)
-    elif restarts and (out / "resume.pt").exists() and read_checkpoint(out / "resume.pt").get("run") == name:
+        lock(out, stack)
+    restarted = restarts and (out / "resume.pt").exists() and read_checkpoint(out / "resume.pt").get("run") == name
+    if args.resume or restarted:
         args, saved = read_resume(out, [*argv, "--resume", str(out)])
     device_of(args.device)
     status.line(f"reading {args.data}")
     corpus = load_corpus(args.data, args.level, args.min_count, args.vocab_size, args.split)
     if saved and saved["vocabulary"] != corpus.vocabulary.plain():
-        raise InputError(f"{args.data} is not the text that {out} was trained on: its vocabulary is another one")
+        raise InputError(f"{args.data} is not the text that {out} was trained on: its vocabulary differs")
     sizes = ", ".join(f"{len(getattr(corpus, split)):,} {split}" for split in SPLITS)
     status.line(f"{sizes} tokens, {len(corpus.vocabulary):,} different, tokeniser {corpus.vocabulary.tokeniser}")
-    streams(corpus.train, args.batch_size)  # raises InputError if there are too many
     if args.batch_size % processes.count:
         raise InputError(f"--batch-size {args.batch_size} cannot be divided by {processes.count} processes")
     return args, saved["run"] if saved else name, saved, corpus
@@ -735,11 +694,11 @@ def main(argv=None):
         if args.benchmark:
             return benchmark(argv, corpus, device, status)
         model = new_model(args, len(corpus.vocabulary), device)
-        if not saved and processes.rank == 0:  # not before new_model, which refuses flags that contradict each other
-            set_earlier_run_aside(pathlib.Path(args.out), status)
         trainer = Trainer(model, corpus, args, status, processes, name)
+        if not saved and processes.rank == 0:  # not earlier: model and trainer refuse flags that cannot work
+            set_earlier_run_aside(trainer.out, status)
         if processes.rank:
-            torch.manual_seed(args.seed + processes.rank)  # other dropout in each process
+            torch.manual_seed(args.seed + processes.rank)  # different dropout in each process
         if saved:
             trainer.resume(saved)
             if trainer.progress() == 1:
@@ -754,8 +713,6 @@ def main(argv=None):
             trainer.validate()
         if processes.rank:
             return None
-        if trainer.interrupted:
-            status.line(f"interrupted; go on with: python train.py --resume {trainer.out}")
         return test(trainer, device)
 
 
