@@ -23,7 +23,7 @@ and copies one from the memory with probability 1 - a_0.
 The memory can hold the states of one of two networks:
 
     memory_from="encoder"    An encoder LSTM reads the same tokens, and m_j is its state: the encoder-decoder model.
-                             Its newest state m is also given to the readout, so that it learns to predict words.
+                             Its newest state m is also given to the readout, which trains the encoder.
     memory_from="decoder"    m_j is the decoder's own h' of that step: self-attention. The context is not fed to the
                              decoder, so that the decoder is a plain LSTM and all its steps look back at once.
 
@@ -136,7 +136,7 @@ class AttentionLM(LanguageModel):
         hs, contexts, weights = map(torch.cat, zip(*steps))  # (T, B, H), (T, B, H), (T, B, 1 + S)
         return m, (hs, contexts, m), weights, (context, h[None], c[None], *encoder_state)
 
-    def read_alone(self, x, memory, in_view, context, *decoder_state):
+    def read_alone(self, x, memory, in_view, _, *decoder_state):
         """The decoder reads x, and its own states are the new slots. See `read_with_encoder`."""
         h, decoder_state = self.decoder(x, decoder_state)  # (T, B, H)
         slots = [part.transpose(0, 1) for part in (memory, h)]  # (B, S - T, H), (B, T, H)

@@ -14,8 +14,8 @@ from Gers et al., 2000). One step computes the new states h', c' from x, h and c
     c' = f * c + i * g                      * multiplies element by element
     h' = o * tanh(c')
 
-The first half of this file is these equations and a loop. The second half computes the same faster; skip it on a first
-reading. The parameters have the names, shapes, order and initial values of torch's modules.
+The file begins with these equations and a loop, `LSTMCell` and `unroll`. The rest computes the same faster; skip it on
+a first reading. The parameters have the names, shapes, order and, from one seed, the initial values of torch's modules.
 
 Sizes in comments: T steps, B sequences in parallel, I inputs, H hidden units, L layers.
 """
@@ -66,23 +66,25 @@ def unroll(cell, x, state=None):
 
 
 def add_parameters(module, input_size, hidden_size, bias, suffix=""):
-    """Give a module the parameters of one layer. Each is uniform between -1/sqrt(H) and 1/sqrt(H), as in torch."""
+    """Give a module the parameters of one layer, uniform between -1/sqrt(H) and 1/sqrt(H), as in torch."""
     bound = 1 / math.sqrt(hidden_size)
-    for name, *columns in (("weight_ih", input_size), ("weight_hh", hidden_size), ("bias_ih",), ("bias_hh",)):
-        exists = bias or columns
-        parameter = nn.Parameter(torch.empty(4 * hidden_size, *columns).uniform_(-bound, bound)) if exists else None
+    rows = 4 * hidden_size
+    shapes = {"weight_ih": (rows, input_size), "weight_hh": (rows, hidden_size), "bias_ih": (rows,), "bias_hh": (rows,)}
+    for name, shape in shapes.items():
+        exists = bias or name.startswith("weight")
+        parameter = nn.Parameter(torch.empty(shape).uniform_(-bound, bound)) if exists else None
         module.register_parameter(name + suffix, parameter)
 
 
 def checked_state(cell, x, state):
     """The state (h, c) that an LSTMCell starts from, after a check of all shapes. See `LSTMCell.forward`."""
-    if state is None:
-        state = (x.new_zeros(*x.shape[:-1], cell.hidden_size),) * 2
-    for name, tensor, size in (("x", x, cell.input_size), *zip("hc", state, (cell.hidden_size,) * 2)):
+    H = cell.hidden_size
+    h, c = (x.new_zeros(*x.shape[:-1], H),) * 2 if state is None else state
+    for name, tensor, size in (("x", x, cell.input_size), ("h", h, H), ("c", c, H)):
         if tensor.dim() not in (1, 2):
             raise ValueError(f"LSTMCell takes {name} with 1 or 2 dimensions, got {tensor.dim()}")
         expect_shape(name, tensor, *x.shape[:-1], size)
-    return state
+    return h, c
 
 
 def expect_shape(name, tensor, *shape):
@@ -93,35 +95,35 @@ def expect_shape(name, tensor, *shape):
 
 # --- The same, faster: skip this on a first reading ----------------------------------------
 #
-# Autograd would differentiate the loop above correctly, but it would compute a gradient of W_hh as large as W_hh at
-# every step and add them up. `Recurrence` computes the gradient itself, by backpropagation through time. Write dv for
-# the derivative of the loss with respect to v. At each step, from the last to the first:
+# Autograd would differentiate `unroll` correctly, but it would compute a gradient of the shape of W_hh at every step,
+# and add them up. `Recurrence` computes the gradients without it, by backpropagation through time. Write dv for the
+# derivative of the loss with respect to v. At each step, from the last to the first:
 #
-#     dh' = (from the layer above) + (dh of the next step)
-#     dc' = (dc of the next step) + dh' * o * (1 - tanh(c')^2)        because h' depends on c'
-#     dz_i = dc' * g * i * (1 - i)
+#     dh' = (from the layer above, or the loss) + (dh of the next step)       because h' is the h of the next step
+#     dc' = (dc of the next step) + dh' * o * (1 - tanh(c')^2)                because h' depends on c'
+#     dz_i = dc' * g * i * (1 - i)                                            i * (1 - i) is the slope of the sigmoid
 #     dz_f = dc' * c * f * (1 - f)
-#     dz_g = dc' * i * (1 - g^2)
+#     dz_g = dc' * i * (1 - g^2)                                              1 - g^2 is the slope of the tanh
 #     dz_o = dh' * tanh(c') * o * (1 - o)
-#     dh = W_hh^T dz                                                  part of dh' of the step before
-#     dc = dc' * f                                                    part of dc' of the step before
-#     dW_hh = sum over steps of dz h^T                                one matrix product, after the loop
+#     dh = W_hh^T dz                                                          part of dh' of the step before
+#     dc = dc' * f                                                            part of dc' of the step before
+#     dW_hh = sum over steps and sequences of dz h^T                          one matrix product, after the loop
 #
-# The line dc = dc' * f has neither a matrix nor the slope of a tanh or sigmoid. So while f stays near 1, the gradient
-# survives many steps.
+# The line dc = dc' * f has neither a matrix nor a slope. So while f stays near 1, the gradient survives many steps.
 #
 # Only what needs the result of the neighbouring step is inside the two loops. The product W_ih x is computed for all
-# steps before the loop, and so are, in backward, the factors of dc' and dh' above.
+# steps before the loop, and so are, in backward, the factors of dc' and dh': `dz_per_dc` is what dc' is multiplied by
+# to give dz_i, dz_f and dz_g.
 
 
 class Recurrence(torch.autograd.Function):
-    """One layer over all steps: what `unroll` does, given zx = W_ih x + b_ih + b_hh."""
+    """One layer over all steps: what `unroll` does, given zx = W_ih x + b_ih + b_hh. Autograd differentiates zx."""
 
     @staticmethod
     def forward(ctx, zx, h, c, W_hh):
         """zx (T, B, 4H), h and c (B, H), W_hh (4H, H) -> h' of all steps (T, B, H), last h' (B, H), last c' (B, H).
 
-        The products with W_hh are computed in the dtype of zx, which is bfloat16 under autocast.
+        The products with W_hh are computed in the dtype of zx, which has 16 bits under autocast.
         """
         T, (B, H) = len(zx), h.shape
         W_hh = W_hh.to(zx.dtype)
@@ -130,20 +132,20 @@ class Recurrence(torch.autograd.Function):
         hs[0], cs[0] = h, c
         for z, h, c, tanh_c, next_h, next_c in zip(gates, hs, cs, tanh_cs, hs[1:], cs[1:]):  # (B, 4H), then (B, H) each
             z += F.linear(h.to(zx.dtype), W_hh)
-            i_and_f, g, o = z.split([2 * H, H, H], dim=-1)
+            i_and_f, g, o = z.split([2 * H, H, H], dim=-1)  # views: what is done to them is done to gates
             i, f = i_and_f.sigmoid_().chunk(2, dim=-1)
             g.tanh_()
             o.sigmoid_()
-            torch.addcmul(f * c, i, g, out=next_c)
+            torch.addcmul(f * c, i, g, out=next_c)  # c' = f * c + i * g
             torch.tanh(next_c, out=tanh_c)
-            torch.mul(o, tanh_c, out=next_h)
+            torch.mul(o, tanh_c, out=next_h)  # h' = o * tanh(c')
         ctx.save_for_backward(W_hh, gates, hs, cs, tanh_cs)
         return hs[1:], hs[-1].clone(), cs[-1].clone()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dhs, dh, dc):
-        """dhs (T, B, H), dh and dc (B, H) of the last step -> dzx (T, B, 4H), dh and dc (B, H), dW_hh (4H, H)."""
+        """dhs (T, B, H), dh and dc of the last state -> dzx (T, B, 4H), dh and dc of the first, dW_hh (4H, H)."""
         W_hh, gates, hs, cs, tanh_cs = ctx.saved_tensors
         T, B, H = dhs.shape
         i, f, g, o = gates.chunk(4, dim=-1)  # (T, B, H) each
@@ -152,13 +154,13 @@ class Recurrence(torch.autograd.Function):
         dz_per_dh = tanh_cs * o * (1 - o)  # (T, B, H)
         dz = torch.empty(T, B, 4, H, dtype=gates.dtype, device=gates.device)
         for t in reversed(range(T)):
-            dh = dhs[t] + dh  # (B, H)
-            dc = torch.addcmul(dc, dh, dc_per_dh[t])  # (B, H)
+            dh = dhs[t] + dh  # dh' (B, H)
+            dc = torch.addcmul(dc, dh, dc_per_dh[t])  # dc' = dc + dh' * dc_per_dh (B, H)
             torch.mul(dz_per_dc[t], dc[:, None], out=dz[t, :, :3])
             torch.mul(dz_per_dh[t], dh, out=dz[t, :, 3])
-            dh = F.linear(dz[t].flatten(1).to(W_hh.dtype), W_hh.t()).to(dc.dtype)  # (B, H)
-            dc = dc * f[t]  # (B, H)
-        dz = dz.flatten(2).to(W_hh.dtype)  # (T, B, 4H)
+            dh = F.linear(dz[t].flatten(1).to(W_hh.dtype), W_hh.t()).to(dc.dtype)  # dh = W_hh^T dz (B, H)
+            dc = dc * f[t]  # dc (B, H)
+        dz = dz.flatten(2).to(W_hh.dtype)  # (T, B, 4H), which is dzx as well
         dW_hh = dz.flatten(0, 1).t() @ hs[:-1].flatten(0, 1).to(dz.dtype)  # (4H, H)
         return dz, dh, dc, dW_hh
 
@@ -176,7 +178,7 @@ def dropout(x, p, training=True, locked=False):
 
 
 class LSTM(nn.Module):
-    """`LSTMCell` over time and in layers, like `torch.nn.LSTM` with its defaults (time first, one direction).
+    """`LSTMCell` over time and in layers, like `torch.nn.LSTM` (time first, one direction, no projection).
 
     input_size, hidden_size, num_layers: I, H and L.  bias: whether b_ih and b_hh exist.
     dropout: the probability, 0 <= dropout < 1, with which each output of a layer, but not of the last, is set to zero

@@ -1,4 +1,4 @@
-"""The proofs: every claim this project makes, checked against torch or against plain loops.
+"""The tests behind "Why trust it" in the README: the code against torch, and against plain loops.
 
     pytest                      # all, under a minute on two cores, offline
     pytest -k attention         # a part, by name

@@ -578,7 +578,7 @@ def parse_arguments(argv):
     flag = parser.add_argument_group("model").add_argument
     flag("--model", choices=MODELS, default="cell", help="(%(default)s)")
     flag("--input", choices=["embedding", "one-hot"], default="embedding", help="(%(default)s)")
-    flag("--hidden-size", metavar="N", type=size, help="units in a layer (256; attention: 190, or 240 by the decoder)")
+    flag("--hidden-size", metavar="N", type=size, help="units in a layer (256; attention: 190; from decoder: 240)")
     flag("--embedding-size", metavar="N", type=size, help="numbers for a token (the hidden size)")
     flag("--layers", metavar="N", type=number(int, 1, MOST_LAYERS), default=1, help="stacked LSTMs (%(default)s)")
     flag("--dropout", metavar="X", type=fraction, default=0.4, help="fraction set to 0 (%(default)s)")
@@ -687,9 +687,9 @@ def main(argv=None):
     with Processes() as processes, contextlib.ExitStack() as stack:
         status = Status(quiet=processes.rank > 0)
         args, name, saved, corpus = processes.share(lambda: prepare(argv, processes, status, stack))
+        if processes.count > 1 and torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # before device_of, which uses it
         device = device_of(args.device)
-        if processes.count > 1 and device.type == "cuda":
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         keep_freed_memory()
         if args.benchmark:
             return benchmark(argv, corpus, device, status)
