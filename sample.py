@@ -448,7 +448,7 @@ def show_attention(file, model, vocabulary, tokens):
     print(draw_attention(rows, tokens, shutil.get_terminal_size((110, 24)).columns))
     if file:
         write_atomically(file, attention_svg(rows, tokens).encode())
-        print(f"\nwrote {file}: open it in a browser; a cell names its slot and weight")
+        print(f"\nwrote {file}: open it in a browser; a square names its slot and weight")
 
 
 # --- Learning curves -----------------------------------------------------------------------
