@@ -245,9 +245,9 @@ class Trainer:
             progress, _ = self.agree()
             while (self.step == 0 or progress < 1) and not self.interrupted and perplexity(self.best_loss) > target:
                 self.training_step(progress)
-                progress, save = self.agree()
                 if self.step % every == 0:
                     self.validate()
+                progress, save = self.agree()
                 if save or self.step % every == 0:
                     self.save()
                 elif self.status.is_due():
