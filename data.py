@@ -571,6 +571,12 @@ def write_atomically(path, contents):
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
+    with contextlib.suppress(OSError):  # the new name must reach the disk, too; Windows cannot open a folder
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def run(main):

@@ -25,6 +25,7 @@ Sizes in comments: P tokens of prompt, B samples in parallel, V words.
 """
 
 import argparse
+import collections
 import csv
 import html
 import io
@@ -64,14 +65,15 @@ MOST_LAYERS = 100
 def fits(value, form):
     """Whether a value read from a file has a given form.
 
-    A form is a type (a float must be finite and not negative); a range, for an int in it; a tuple, for one of its
-    members; a tensor, for a finite and contiguous one of its shape and dtype; a list of one form, for a list of values
-    that have it; or a dict of forms, for a dict with the same keys.
+    A form is a type (a float must be finite and not negative, a tensor finite and contiguous); a range, for an int in
+    it; a tuple, for one of its members; a tensor, for one of its shape and dtype; a list of one form, for a list of
+    values that have it; or a dict of forms, for a dict with the same keys.
     """
-    if isinstance(form, torch.Tensor):
+    if form is torch.Tensor:
         plain = type(value) is torch.Tensor and value.layout is torch.strided and value.device.type == "cpu"
-        same = plain and (value.shape, value.dtype) == (form.shape, form.dtype)
-        return same and value.is_contiguous() and bool(value.isfinite().all())
+        return plain and value.is_contiguous() and bool(value.isfinite().all())
+    if isinstance(form, torch.Tensor):
+        return fits(value, torch.Tensor) and (value.shape, value.dtype) == (form.shape, form.dtype)
     if isinstance(form, dict):
         same = isinstance(value, dict) and value.keys() == form.keys()
         return same and all(fits(value[name], part) for name, part in form.items())
@@ -98,14 +100,18 @@ def check_checkpoint(checkpoint, file_size):
     settings, vocabulary, weights, results = (checkpoint[part] for part in parts)
     plain = all(type(value) in (str, int, float, bool, type(None), list) for value in settings.values())
     expect(plain and all(str(value).isprintable() for value in settings.values()), "its settings are damaged")
+    old = "form" in vocabulary or "model" in settings and "weight_dropout" not in settings
+    expect(not old, "an earlier version of this project wrote it, and this one cannot open it: train the model again")
     size = range(1, LARGEST + 1)
     forms = {"model": tuple(MODELS), "input": ("embedding", "one-hot"), "embedding_size": size, "hidden_size": size}
-    forms |= {"layers": range(1, MOST_LAYERS + 1), "dropout": float, "tie_weights": (True, False)}
+    forms |= {"layers": range(1, MOST_LAYERS + 1), "dropout": float, "tie_weights": (True, False), "bptt": size}
     forms |= {"locked_dropout": (True, False), "weight_dropout": float}
     if settings.get("model") == "attention":
         forms |= {"memory": size, "memory_from": ("encoder", "decoder")}
     for name, form in forms.items():
         expect(fits(settings.get(name), form), f"its setting {name} is missing or out of range")
+    for name in ("dropout", "weight_dropout"):
+        expect(settings[name] < 1, f"its setting {name} is out of range")
     words, tokeniser = vocabulary.get("index2word"), vocabulary.get("tokeniser")
     known = fits(vocabulary, {"index2word": [str], "tokeniser": ("text", "lines", "chars")})
     known = known and len(set(words)) == len(words) and ({UNK} if tokeniser == "chars" else {UNK, EOS}) <= set(words)
@@ -124,11 +130,9 @@ def check_checkpoint(checkpoint, file_size):
 
 
 def check_training(training, model, settings):
-    """Raise ValueError, saying why, unless the entry "training" of a resume.pt has the form below.
-
-    It also holds the model's state and that of the random numbers, which train.py tries out when it resumes.
-    """
-    expect(isinstance(training, dict), "its entry training is damaged")
+    """Raise ValueError, saying why, unless the entry "training" of a resume.pt has the form below."""
+    expect(isinstance(training, dict) and "state" in training, "its entry training is damaged")
+    state, rng = (training.get(name) for name in ("state", "rng"))
     adapted = training.get("step") and settings.get("optimizer") != "sgd"  # plain SGD keeps nothing
     parameters = enumerate(model.parameters()) if adapted else ()
     forms = {
@@ -143,21 +147,29 @@ def check_training(training, model, settings):
     }
     for name, form in forms.items():
         expect(fits(training.get(name), form), f"its entry training/{name} is damaged")
+    # The model's state is a tuple of tensors with the B streams in dimension 1, or None before the first step.
+    plain = state is None or type(state) is tuple and fits(list(state), [torch.Tensor])
+    plain = plain and all(part.dim() > 1 and part.shape[1] == settings.get("batch_size") for part in state or ())
+    expect(plain, "its entry training/state is damaged")
+    # The random numbers' state is {device type: [a uint8 tensor from each process]}.
+    plain = isinstance(rng, dict) and all(fits(parts, [torch.Tensor]) for parts in rng.values())
+    expect(plain, "its entry training/rng is damaged")
 
 
 def read_archive(raw):
-    """The object in a file's bytes as torch.save wrote them.  Raises ValueError if they are damaged or something else.
-
-    `weights_only` makes torch refuse a file that could run code.
+    """The object in a file's bytes as torch.save wrote them.  Raises ValueError for a file that is damaged,
+    compressed or something else.  `weights_only` makes torch refuse a file that could run code.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(raw)) as archive, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # whatever is wrong with the file is said below in one line
-            size = sum(entry.file_size for entry in archive.infolist())  # unpacked; torch.save does not compress
-            expect(size <= len(raw) and archive.testzip() is None, "a size or a checksum is wrong")
+            entries = archive.infolist()
+            stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+            small = sum(entry.file_size for entry in entries) <= len(raw)
+            expect(stored and small and archive.testzip() is None, "it is damaged")  # testzip compares the checksums
             return torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
     except Exception as error:  # zipfile and torch raise many kinds of errors for a file that is not theirs
-        unsafe = "GLOBAL" in str(error)  # so torch names the code that it refused
+        unsafe = "weights_only" in str(error).lower() and "GLOBAL" in str(error)
         reason = "it holds more than weights and could run code" if unsafe else "it is damaged or something else"
         raise ValueError(reason) from None
 
@@ -235,16 +247,23 @@ def choose(log_probs, temperature=None, top_k=None, top_p=None, generator=None):
     return torch.searchsorted(cumulative, drawn, right=True)[:, 0]
 
 
-def forbid_repeats(scores, texts, n):
-    """Scores (B, V) with -inf for each token that would repeat a run of n tokens of its text, int64 (B, L), L >= n.
+class NoRepeat:
+    """The tokens of a text so far, and which next tokens would repeat a run of n tokens that it already has."""
 
-    Where no token would be left, the scores stay as they are.
-    """
-    runs, last = texts.unfold(1, n, 1), texts[:, texts.shape[1] - n + 1 :]  # (B, L - n + 1, n), (B, n - 1)
-    sample, place = (runs[..., :-1] == last[:, None]).all(dim=-1).nonzero(as_tuple=True)  # runs that begin like this
-    allowed = scores.clone()  # (B, V)
-    allowed[sample, runs[sample, place, -1]] = -torch.inf
-    return torch.where(allowed.max(dim=-1, keepdim=True).values > -torch.inf, allowed, scores)
+    def __init__(self, n, tokens):
+        self.recent, self.followers = collections.deque(maxlen=n - 1), collections.defaultdict(set)
+        for token in tokens:
+            self.add(token)
+
+    def add(self, token):
+        """The text goes on with this token."""
+        if len(self.recent) == self.recent.maxlen:
+            self.followers[tuple(self.recent)].add(token)
+        self.recent.append(token)
+
+    def banned(self):
+        """The tokens that would repeat a run: a list."""
+        return list(self.followers.get(tuple(self.recent), ()))
 
 
 @torch.inference_mode()
@@ -255,18 +274,22 @@ def generate(model, prompt, tokens, samples=1, never=(), no_repeat=0, generator=
     it can avoid it; 0 allows all.  generator: a CPU torch.Generator.  how: see `choose`.
     """
     device, state = next(model.parameters()).device, None
-    texts = prompt.expand(samples, -1)  # (B, P), and later what is added
-    unread = texts.t()  # (P, B)
+    texts = [NoRepeat(no_repeat, prompt.tolist()) for _ in range(samples)] if no_repeat else []
+    unread = prompt[:, None].expand(-1, samples)  # (P, B)
     for _ in range(tokens):
         for part in unread.split(256):  # the log-probabilities of a long prompt at once could fill the memory
             log_probs, state = model(part.to(device), state)  # (<= 256, B, V)
         scores = log_probs[-1].float().cpu()  # (B, V)
         scores[:, list(never)] = -torch.inf
-        if 0 < no_repeat <= texts.shape[1]:
-            scores = forbid_repeats(scores, texts, no_repeat)
+        for row, text in zip(scores, texts):
+            allowed = row.index_fill(0, torch.tensor(text.banned(), dtype=torch.int64), -torch.inf)
+            if allowed.max() > -torch.inf:
+                row.copy_(allowed)
         token = choose(scores, generator=generator, **how)  # (B,)
+        for text, index in zip(texts, token.tolist()):
+            text.add(index)
         yield token
-        unread, texts = token[None], torch.cat((texts, token[:, None]), dim=1)  # (1, B), (B, P + 1)
+        unread = token[None]  # (1, B)
 
 
 def prompt_tokens(text, vocabulary):
@@ -537,6 +560,10 @@ def parse_arguments(argv):
     """The flags -> a namespace."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     size, above_0 = number(int, 1, LARGEST), number(float, 0, open_low=True)
+
+    def temperature(text):  # argparse hands this flag the checkpoints too, if they come after it
+        return text if text.endswith(".pt") else above_0(text)
+
     parser.add_argument("checkpoints", nargs="*", metavar="checkpoint.pt", help="several are shown side by side")
     flag = parser.add_argument_group("text").add_argument
     flag("--prompt", action="append", help="text to continue, - for standard input; may be repeated (none)")
@@ -544,7 +571,7 @@ def parse_arguments(argv):
     flag("--num-samples", type=size, default=1, metavar="N", help="continuations of each prompt (%(default)s)")
     flag = parser.add_argument_group("decoding").add_argument
     flag("--greedy", action="store_true", help="take the most probable token (off)")
-    flag("--temperature", type=above_0, nargs="+", metavar="T", help="above 0; several are compared (0.8)")
+    flag("--temperature", type=temperature, nargs="+", metavar="T", help="above 0; several are compared (0.8)")
     flag("--top-k", type=size, metavar="K", help="draw among the K most probable tokens (all)")
     flag("--top-p", type=number(float, 0, 1, open_low=True), metavar="P", help="draw among the fewest that hold P (1)")
     flag("--no-repeat", type=number(int, 0, 1000), metavar="N", help="write no N tokens in a row twice (4; char: off)")
@@ -557,9 +584,11 @@ def parse_arguments(argv):
     flag("--show-attention", nargs="?", const="", metavar="FILE.svg", help="draw what each word looked at (off)")
     flag("--show-curves", metavar="FILE.svg", help="draw the log.csv beside each checkpoint and write no text (off)")
     flag("--measure", action="store_true", help="print numbers about the texts and not the texts (off)")
-    words = sys.argv[1:] if argv is None else argv
-    words = sorted(words, key=lambda word: not word.endswith(".pt"))  # --temperature would take checkpoints after it
-    args = parser.parse_args(words)
+    args = parser.parse_args(argv)
+    args.checkpoints += [value for value in args.temperature or [] if isinstance(value, str)]
+    args.temperature = [value for value in args.temperature or [] if not isinstance(value, str)]
+    if args.show_attention and args.show_attention.endswith(".pt"):  # the checkpoint, as above
+        args.checkpoints, args.show_attention = [*args.checkpoints, args.show_attention], ""
     args.how = {name: getattr(args, name) for name in "tokens num_samples seed top_k top_p no_repeat".split()}
     for picture in (args.show_attention, args.show_curves):
         if picture and not picture.lower().endswith(".svg"):

@@ -126,7 +126,7 @@ def keep_freed_memory():
     of `cell` with two threads and 24% with one.
     """
     M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h; sizes in bytes
-    if platform.libc_ver()[0] == "glibc":
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.mallopt(M_TRIM_THRESHOLD, 2**30)
         libc.mallopt(M_MMAP_THRESHOLD, 2**25)
@@ -155,6 +155,7 @@ class Loss(nn.Module):
         self.model = model
 
     def forward(self, input, target, state):
+        """input, target int64 (T, B), state or None -> mean of -log P(target) in nats, state."""
         return self.model.loss(input, target, state)
 
 
@@ -171,9 +172,9 @@ class Trainer:
         self.device = next(model.parameters()).device
         self.rng = torch if self.device.type == "cpu" else torch.get_device_module(self.device)  # its random numbers
         self.bfloat16, self.note = low_precision(args.dtype, self.device)
-        sides = [streams(side, args.batch_size) for side in pairs(corpus.train, corpus.vocabulary.start)]
-        self.sides = torch.stack([processes.columns(side) for side in sides]).to(self.device)  # (2, N / B, its B)
-        self.epoch_steps = math.ceil(self.sides.shape[1] / args.bptt)
+        sides = (streams(side, args.batch_size) for side in pairs(corpus.train, corpus.vocabulary.start))
+        self.sides = [processes.columns(side).to(self.device) for side in sides]  # input, target (N / B, B / processes)
+        self.epoch_steps = math.ceil(len(self.sides[0]) / args.bptt)
         self.valid = corpus.valid.to(self.device)
         self.loss = Loss(model) if processes.count == 1 else nn.parallel.DistributedDataParallel(Loss(model))
         optimizer = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[args.optimizer]
@@ -192,16 +193,21 @@ class Trainer:
         """Training tokens per second since the last validation."""
         return self.token_count / max(1e-9, time.monotonic() - self.interval_begun)
 
+    def window(self, position):
+        """Window number `position` of an epoch -> input, target, int64 (T, B / processes)."""
+        start = position * self.args.bptt
+        return [side[start : start + self.args.bptt].long() for side in self.sides]
+
     def training_step(self, progress):
         """One window forward and backward and one step of the optimizer, at a progress from 0 to 1."""
-        start = self.step % self.epoch_steps * self.args.bptt
-        input, target = self.sides[:, start : start + self.args.bptt].long()  # (T, B / processes) each
+        position = self.step % self.epoch_steps
+        input, target = self.window(position)  # (T, B)
         self.model.grow(progress)
         for group in self.optimizer.param_groups:  # torch's schedulers count steps, but progress may count time
             group["lr"] = self.args.lr * schedule(progress, 1 + self.step // self.epoch_steps, self.args.halve_after)
         self.optimizer.zero_grad()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            loss, state = self.loss(input, target, self.state if start else None)
+            loss, state = self.loss(input, target, self.state if position else None)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.args.clip)
         self.optimizer.step()
@@ -241,7 +247,7 @@ class Trainer:
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(ValueError):  # outside the main thread, where no signals arrive
                 for which in (signal.SIGINT, signal.SIGTERM):
-                    stack.callback(signal.signal, which, signal.signal(which, on_signal))  # the earlier one again
+                    stack.callback(signal.signal, which, signal.signal(which, on_signal) or signal.SIG_DFL)
             progress, _ = self.agree()
             while (self.step == 0 or progress < 1) and not self.interrupted and perplexity(self.best_loss) > target:
                 self.training_step(progress)
@@ -277,7 +283,10 @@ class Trainer:
         )
 
     def validate(self):
-        """Evaluate on the validation split, add a row to the log, and keep the weights if they are the best so far."""
+        """Evaluate on the validation split, add a row to the log, and keep the weights if they are the best so far.
+
+        Raises DivergenceError when a loss is inf or nan.
+        """
         first, train_loss = self.processes.rank == 0, self.loss_sum.item() / max(1, self.step_count)
         speed = self.speed()
         valid_loss = evaluate(self.model, self.valid, self.corpus.vocabulary.start) if first else 0.0
@@ -336,27 +345,28 @@ class Trainer:
             log = "".join(",".join(row) + "\n" for row in [COLUMNS, *self.rows])
             write_atomically(self.out / "log.csv", log.encode())
         save_checkpoint(self.out / "resume.pt", {**best, "training": training})
+        self.interval_begun += time.monotonic() - self.saved  # writing files is no part of the training speed
 
     def resume(self, saved):
         """Go on from what `save` wrote to resume.pt.  Raises InputError if it fits neither the model nor the corpus."""
         training, rank = saved["training"], self.processes.rank
+        self.model.load_state_dict(training["weights"])
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": training["optimizer"]})
+        for name in PLAIN:
+            setattr(self, name, training[name])
+        self.loss_sum.fill_(training["loss_sum"])
+        self.best_weights = saved["weights"] if self.rows else None
+        self.begun = time.monotonic() - training["seconds"]
+        state, rngs = training["state"], training["rng"].get(self.device.type, [])
+        self.state = state and tuple(self.processes.columns(part).to(self.device) for part in state)
         try:
-            self.model.load_state_dict(training["weights"])
-            self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": training["optimizer"]})
-            for name in PLAIN:
-                setattr(self, name, training[name])
-            self.loss_sum.fill_(training["loss_sum"])
-            self.best_weights = saved["weights"] if self.rows else None
-            self.begun = time.monotonic() - training["seconds"]
-            state, rngs = training["state"], training["rng"].get(self.device.type, [])
-            self.state = state and tuple(self.processes.columns(part).to(self.device) for part in state)
-            with torch.no_grad():  # an error here tells that the state does not fit
-                self.model.loss(*self.sides[:, : self.args.bptt].long(), self.state)
+            with torch.no_grad():
+                self.model.loss(*self.window(0), self.state)  # an error here tells that the state does not fit
             if len(rngs) == self.processes.count:
                 self.rng.set_rng_state(rngs[rank])
             else:  # the run goes on with another device or another number of processes
                 torch.manual_seed(self.args.seed + self.step + rank)
-        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
             reason = " ".join(str(error).split())[:160]
             raise InputError(f"{self.out / 'resume.pt'} does not fit its own settings: {reason}") from None
 
@@ -552,12 +562,13 @@ def benchmark(argv, corpus, device, status, rounds=12, steps=5):
 
     jobs |= {name: (core_step, core) for name, core in cores.items()}
     speeds = {name: [] for name in jobs}
-    for _, (name, (job, argument)) in itertools.product(range(1 + rounds), jobs.items()):
-        begun = time.monotonic()
-        for _ in range(steps):
-            job(argument)
-        torch.ones(1, device=device).item()  # this waits until a GPU has finished
-        speeds[name].append(steps * args.bptt * args.batch_size / (time.monotonic() - begun))
+    for _ in range(1 + rounds):
+        for name, (job, argument) in jobs.items():
+            begun = time.monotonic()
+            for _ in range(steps):
+                job(argument)
+            torch.ones(1, device=device).item()  # this waits until a GPU has finished
+            speeds[name].append(steps * args.bptt * args.batch_size / (time.monotonic() - begun))
     medians = {name: statistics.median(values[1:]) for name, values in speeds.items()}  # the first turn warms up
     for name, median in medians.items():
         base = "lstm alone" if name in cores else "lstm"
@@ -629,6 +640,10 @@ def prepare(argv, processes, status, stack):
     out, restarts = pathlib.Path(args.out), int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
     if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun is the parent, and the same one in all its restarts
         name = f"torchrun-{os.environ['TORCHELASTIC_RUN_ID']}-{os.getppid()}"
+    if args.benchmark and processes.count > 1:
+        raise InputError("--benchmark times a single process: start it without torchrun")
+    if args.benchmark and (args.locked_dropout or args.weight_dropout):
+        raise InputError("--benchmark times torch.nn.LSTM too, which has no --locked-dropout and no --weight-dropout")
     if args.resume and not (out / "resume.pt").exists():
         raise InputError(f"nothing to resume in {out}: it has no resume.pt")
     if not args.benchmark:
