@@ -10,7 +10,7 @@ step the model compares its own state with those in the slots. A slot that agree
 in a similar situation, and what followed there may well follow here:
 
     h', c'   = LSTMCell([x, context], (h, c))       the decoder; x is an embedding, context that of the step before
-    score_j  = m_j . h'                             dot product with each slot in view
+    score_j  = m_j . h' - decay log(t - j)          dot product with each slot in view, less for slots far back
     score_0  = s . h' + b                           the sentinel: "look at no slot"
     a        = softmax(score)                       weights over the sentinel and the slots
     context' = sum_j a_j m_j                        what the model sees by looking back; the sentinel adds nothing
@@ -18,7 +18,21 @@ in a similar situation, and what followed there may well follow here:
     P(w)     = a_0 softmax(Linear(r))_w + sum_j a_j [x_{j+1} = w]
 
 The last line is a mixture of two distributions over the next word w. The model generates a word with probability a_0,
-and copies one from the memory with probability 1 - a_0.
+and copies one from the memory with probability 1 - a_0. `decay` is one learned number.
+
+The memory slides along the text. At step t, when x_t has been read, the slots t-M to t-1-k are in view. For example, at
+step 6 with M = 5 and k = 2:
+
+    step          1     2     3     4     5     6
+    token read    the   cat   sat   .     but   the
+    slot          m_1   m_2   m_3   m_4   m_5             The model is in the situation that it was in after step 1,
+    follower      cat   sat   .     but   the             so it may copy the follower of m_1, "cat".
+    in view       yes   yes   yes
+
+The k newest slots are out of view, because h' still holds what was read in the last few steps. There is a second reason:
+the follower of the newest slot is the token just read. A model that copies it writes a word twice, and all later states
+agree with that, so that the text is caught in a loop. At the first steps no slot is in view, so a_0 is 1 and the context
+is zero.
 
 The memory can hold the states of one of two networks:
 
@@ -27,15 +41,14 @@ The memory can hold the states of one of two networks:
     memory_from="decoder"    m_j is the decoder's own h' of that step: self-attention. The context is not fed to the
                              decoder, so that the decoder is a plain LSTM and all its steps look back at once.
 
-The memory slides along the text. At step t, when x_t has been read, the slots t-M to t-1 are in view: the M latest for
-which the following token is known. At the first step there are none, so a_0 is 1 and the context is zero.
-
 Attention is that of Bahdanau et al. (2015), with the dot product, the readout and the fed context of Luong et al.
 (2015). Copying and the sentinel are those of Merity et al. (2017); see also Grave et al. (2017) and See et al. (2017).
 
 Sizes in comments: T steps, B streams, V words, E embedding, H hidden units, R readout, L layers, S slots: those carried
 from earlier calls, then T new ones.
 """
+
+import typing
 
 import torch
 from torch import nn
@@ -44,17 +57,21 @@ from lstm_cell import LSTM, LSTMCell
 from lstm_lm import LanguageModel
 
 
-def attention(h, sentinel, slots, in_view):
-    """Dot-product attention to the sentinel and to the slots in view -> context (T, B, H), weights (T, B, 1 + S).
+def attention(h, sentinel, slots, bias):
+    """Dot-product attention to the sentinel and to the slots -> context (T, B, H), weights (T, B, 1 + S).
 
-    h (T, B, H).  sentinel: a Linear from H to 1, for its score.  in_view: bool (T, S).  The weights of a step sum to 1,
-    and that of the sentinel is first.  slots: a list of parts, (B, S_k, H) each, S slots in all. They come in parts
-    because in training the carried ones need no gradient: a step then takes a fifth less time.
+    h (T, B, H): the states that look back.
+    sentinel: a Linear from H to 1, for its score.
+    slots: a list of parts, (B, S_k, H) each, S slots in all. They come in parts because in training the carried ones
+        need no gradient: a step then takes a fifth less time.
+    bias (T, S): is added to the scores of the slots; -inf takes a slot out of view.
+
+    The weights of a step sum to 1, and that of the sentinel is first.
     """
     with torch.autocast(h.device.type, enabled=False):  # bfloat16 has too few digits for scores
         h = h.transpose(0, 1)  # (B, T, H)
         scores = torch.cat([torch.bmm(h, part.transpose(1, 2)) for part in slots], dim=-1)  # (B, T, S)
-        scores = torch.cat((sentinel(h), scores.masked_fill(~in_view, -torch.inf)), dim=-1)  # (B, T, 1 + S)
+        scores = torch.cat((sentinel(h), scores + bias), dim=-1)  # (B, T, 1 + S)
         weights = torch.softmax(scores, dim=-1)  # (B, T, 1 + S)
         _, *parts = weights.split([1, *(part.shape[1] for part in slots)], dim=-1)  # (B, T, S_k) each
         context = sum(torch.bmm(a, part) for a, part in zip(parts, slots))  # (B, T, H)
@@ -66,23 +83,48 @@ def log(p):
     return p.clamp_min(torch.finfo(p.dtype).tiny).log()
 
 
+class State(typing.NamedTuple):
+    """What the model carries from one call to the next. The second dimension of each tensor is B.
+
+    Without an encoder the last three have no rows, (0, B, H).
+    """
+
+    tokens: torch.Tensor  # int64 (S, B), the tokens of the last slots, S <= M
+    memory: torch.Tensor  # (S, B, H), the states after reading them
+    h: torch.Tensor  # (L, B, H), of the LSTM whose states are the memory
+    c: torch.Tensor  # (L, B, H)
+    context: torch.Tensor  # (1, B, H), that the decoder is fed
+    decoder_h: torch.Tensor  # (1, B, H)
+    decoder_c: torch.Tensor  # (1, B, H)
+
+
 class AttentionLM(LanguageModel):
     """An LSTM language model that looks back at earlier states and can copy the words that followed them.
 
-    num_layers: L, of the LSTM whose states are the memory.  memory_from: "encoder" or "decoder", as above.
-    memory: M, the number of slots in view. In training fewer are in view at first, see `grow`.
-    The other arguments are those of `LanguageModel`; weight_dropout acts in the LSTM whose states are the memory.
+    num_layers: L, of the LSTM whose states are the memory.
+    memory_from: "encoder" or "decoder", as above.
+    memory_size: M. In training it is smaller at first, see `grow`.
+    delay: k, the number of newest slots that are out of view.
 
-    The state is (tokens, memory, context, h, c, and with an encoder its h and c): the tokens (S, B) and states
-    (S, B, H) of the last slots, S <= M, the last context (1, B, H), and the LSTMs' states, (L, B, H) or (1, B, H).
+    The other arguments are those of `LanguageModel`; weight_dropout acts in the LSTM whose states are the memory.
+    The state is a `State`, or any tuple of the same tensors.
     """
 
     def __init__(
-        self, vocab_size, embedding_size, hidden_size, num_layers=1, memory_from="encoder", memory=400, **options
+        self,
+        vocab_size,
+        embedding_size,
+        hidden_size,
+        num_layers=1,
+        memory_from="encoder",
+        memory_size=400,
+        delay=2,
+        **options,
     ):
         super().__init__(vocab_size, embedding_size, hidden_size, **options)
         self.hidden_size, self.num_layers, self.memory_from = hidden_size, num_layers, memory_from
-        self.memory = self.in_view = memory
+        self.memory_size, self.delay = memory_size, delay
+        self.memory_size_in_training = memory_size
         lstm = LSTM(self.embedding_size, hidden_size, num_layers, **self.dropouts)
         if memory_from == "encoder":
             self.encoder = lstm
@@ -93,13 +135,16 @@ class AttentionLM(LanguageModel):
             self.readout = nn.Linear(2 * hidden_size, self.readout_size)
         self.sentinel = nn.Linear(hidden_size, 1)
         nn.init.zeros_(self.sentinel.weight)
-        nn.init.constant_(self.sentinel.bias, 2)
+        nn.init.constant_(self.sentinel.bias, 2)  # as much weight as 7 slots, whose scores are near 0 at first: without
+        self.decay = nn.Parameter(torch.zeros(1))  # it the softmax over the words would hardly be trained at the start
 
     def start(self, input):
         """The state before anything has been read: an empty memory, and zeros."""
-        L, new_zeros = self.num_layers, self.output.weight.new_zeros
-        lengths = (0, 1, 1, 1, L, L) if self.memory_from == "encoder" else (0, 1, L, L)  # of memory, context, h, c, ...
-        return input[:0], *(new_zeros(length, input.shape[1], self.hidden_size) for length in lengths)
+        B, H, L = input.shape[1], self.hidden_size, self.num_layers
+        D = 1 if self.memory_from == "encoder" else 0
+        zeros = self.output.weight.new_zeros
+        memory, h, c = zeros(0, B, H), zeros(L, B, H), zeros(L, B, H)
+        return State(input[:0], memory, h, c, zeros(D, B, H), zeros(D, B, H), zeros(D, B, H))
 
     def attend(self, input, state=None):
         """Read input int64 (T, B) and look back at each step.
@@ -108,40 +153,46 @@ class AttentionLM(LanguageModel):
         of the sentinel. followers[j] is the token that followed slot j; that of the last slot is not known yet, and
         no step sees this slot.
         """
-        tokens, memory, *rest = self.start(input) if state is None else state
-        M = self.in_view if self.training else self.memory
-        slot = torch.arange(len(memory) + len(input), device=input.device)  # (S,), the carried ones and those to come
-        step = slot[len(memory) :, None]  # (T, 1), the slot that each step adds
-        in_view = (step - M <= slot) & (slot < step)  # (T, S)
+        state = self.start(input) if state is None else State(*state)
+        M = self.memory_size_in_training if self.training else self.memory_size
+        slot = torch.arange(len(state.tokens) + len(input), device=input.device)  # (S,)
+        step = slot[len(state.tokens) :, None]  # (T, 1), the slot that each step adds
+        distance = step - slot  # (T, S), t - j
+        in_view = (self.delay < distance) & (distance <= M)  # (T, S)
+        bias = -self.decay * distance.clamp_min(1).to(self.decay.dtype).log()  # (T, S)
+        bias = bias.masked_fill(~in_view, -torch.inf)  # (T, S)
         read = self.read_with_encoder if self.memory_from == "encoder" else self.read_alone
-        m, seen, weights, rest = read(self.embed(input), memory, in_view, *rest)
+        m, seen, weights, carried = read(self.embed(input), state, bias)
         r = torch.tanh(self.readout(torch.cat(seen, dim=-1)))  # (T, B, R)
-        tokens, memory = torch.cat((tokens, input)), torch.cat((memory, m))  # (S, B), (S, B, H)
+        tokens, memory = torch.cat((state.tokens, input)), torch.cat((state.memory, m))  # (S, B), (S, B, H)
         followers = torch.cat((tokens[1:], tokens[-1:]))  # (S, B)
-        return r, weights, followers, (tokens[-M:], memory[-M:], *rest)
+        return r, weights, followers, State(tokens[-M:], memory[-M:], *carried)
 
-    def read_with_encoder(self, x, memory, in_view, context, h, c, *encoder_state):
+    def read_with_encoder(self, x, state, bias):
         """The encoder reads x (T, B, E) first. Then the decoder reads it step by step, with what it sees.
 
-        memory (S - T, B, H): the carried slots.  in_view: bool (T, S).  The other arguments are the rest of the state.
-        Returns the new slots (T, B, H), what the readout is given, weights (T, B, 1 + S) and the next rest.
+        bias (T, S): see `attention`.  Returns the new slots (T, B, H), what the readout is given, weights
+        (T, B, 1 + S), and h, c, context, decoder_h and decoder_c of the next state.
         """
-        m, encoder_state = self.encoder(x, encoder_state)  # (T, B, H)
-        slots = [part.transpose(0, 1).contiguous() for part in (memory, m)]  # (B, S - T, H), (B, T, H)
-        h, c, steps = h[0], c[0], []
-        for x_t, in_view_t in zip(x, in_view.split(1)):
-            h, c = self.decoder(torch.cat((x_t, context[0]), dim=-1), (h, c))  # (B, H) each
-            context, a = attention(h[None], self.sentinel, slots, in_view_t)  # (1, B, H), (1, B, 1 + S)
-            steps.append((h[None], context, a))
-        hs, contexts, weights = map(torch.cat, zip(*steps))  # (T, B, H), (T, B, H), (T, B, 1 + S)
-        return m, (hs, contexts, m), weights, (context, h[None], c[None], *encoder_state)
+        m, encoder_state = self.encoder(x, (state.h, state.c))  # (T, B, H)
+        slots = [part.transpose(0, 1).contiguous() for part in (state.memory, m)]  # (B, S - T, H), (B, T, H)
+        context, h, c = state.context, state.decoder_h[0], state.decoder_c[0]  # (1, B, H), (B, H), (B, H)
+        hs, contexts, weights = [], [], []
+        for t in range(len(x)):
+            h, c = self.decoder(torch.cat((x[t], context[0]), dim=-1), (h, c))  # (B, H) each
+            context, a = attention(h[None], self.sentinel, slots, bias[t : t + 1])  # (1, B, H), (1, B, 1 + S)
+            hs.append(h[None])
+            contexts.append(context)
+            weights.append(a)
+        seen = torch.cat(hs), torch.cat(contexts), m  # (T, B, H) each
+        return m, seen, torch.cat(weights), (*encoder_state, context, h[None], c[None])
 
-    def read_alone(self, x, memory, in_view, _, *decoder_state):
+    def read_alone(self, x, state, bias):
         """The decoder reads x, and its own states are the new slots. See `read_with_encoder`."""
-        h, decoder_state = self.decoder(x, decoder_state)  # (T, B, H)
-        slots = [part.transpose(0, 1) for part in (memory, h)]  # (B, S - T, H), (B, T, H)
-        contexts, weights = attention(h, self.sentinel, slots, in_view)  # (T, B, H), (T, B, 1 + S)
-        return h, (h, contexts), weights, (contexts[-1:], *decoder_state)
+        h, decoder_state = self.decoder(x, (state.h, state.c))  # (T, B, H)
+        slots = [part.transpose(0, 1) for part in (state.memory, h)]  # (B, S - T, H), (B, T, H)
+        contexts, weights = attention(h, self.sentinel, slots, bias)  # (T, B, H), (T, B, 1 + S)
+        return h, (h, contexts), weights, (*decoder_state, *state[4:])
 
     def forward(self, input, state=None):
         """input int64 (T, B), state as returned before or None -> log-probabilities (T, B, V), next state."""
@@ -163,4 +214,4 @@ class AttentionLM(LanguageModel):
 
     def grow(self, progress):
         """See 35 slots at first and M at the end: with M from the start, it takes longer to learn where to look."""
-        self.in_view = min(self.memory, max(35, round(progress * self.memory)))
+        self.memory_size_in_training = min(self.memory_size, max(35, round(progress * self.memory_size)))

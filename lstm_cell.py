@@ -130,15 +130,16 @@ class Recurrence(torch.autograd.Function):
         gates = zx.to(c.dtype, copy=True)  # (T, B, 4H): at step t, zx becomes z, then i, f, g, o
         hs, cs, tanh_cs = (c.new_empty(steps, B, H) for steps in (T + 1, T + 1, T))  # hs[t] and cs[t] enter step t
         hs[0], cs[0] = h, c
-        for z, h, c, tanh_c, next_h, next_c in zip(gates, hs, cs, tanh_cs, hs[1:], cs[1:]):  # (B, 4H), then (B, H) each
-            z += F.linear(h.to(zx.dtype), W_hh)
-            i_and_f, g, o = z.split([2 * H, H, H], dim=-1)  # views: what is done to them is done to gates
-            i, f = i_and_f.sigmoid_().chunk(2, dim=-1)
+        for t in range(T):
+            z = gates[t]  # (B, 4H), a view: what is done to it and to its parts is done to gates
+            z += F.linear(hs[t].to(zx.dtype), W_hh)
+            i_and_f, g, o = z.split([2 * H, H, H], dim=-1)
+            i, f = i_and_f.sigmoid_().chunk(2, dim=-1)  # (B, H) each
             g.tanh_()
             o.sigmoid_()
-            torch.addcmul(f * c, i, g, out=next_c)  # c' = f * c + i * g
-            torch.tanh(next_c, out=tanh_c)
-            torch.mul(o, tanh_c, out=next_h)  # h' = o * tanh(c')
+            torch.addcmul(f * cs[t], i, g, out=cs[t + 1])  # c' = f * c + i * g
+            torch.tanh(cs[t + 1], out=tanh_cs[t])
+            torch.mul(o, tanh_cs[t], out=hs[t + 1])  # h' = o * tanh(c')
         ctx.save_for_backward(W_hh, gates, hs, cs, tanh_cs)
         return hs[1:], hs[-1].clone(), cs[-1].clone()
 

@@ -179,7 +179,7 @@ def build_model(settings, vocab_size):
     names = "embedding_size hidden_size dropout locked_dropout weight_dropout input tie_weights".split()
     shared = {"vocab_size": vocab_size, "num_layers": settings["layers"], **{name: settings[name] for name in names}}
     if settings["model"] == "attention":
-        return AttentionLM(**shared, memory_from=settings["memory_from"], memory=settings["memory"])
+        return AttentionLM(**shared, memory_from=settings["memory_from"], memory_size=settings["memory"])
     return LSTMLM(**shared, core=settings["model"])
 
 
@@ -630,7 +630,7 @@ def main(argv=None):
         if (args.memory or args.show_attention is not None) and not isinstance(model, AttentionLM):
             raise InputError(f"{path} has no attention: leave --memory and --show-attention out")
         if args.memory:
-            model.memory = args.memory
+            model.memory_size = args.memory
     prompts = [read_stdin() if text == "-" else text for text in args.prompt or []] or [None]
     decoders = [None] * args.greedy + (args.temperature or ([] if args.greedy else [0.8]))  # temperatures
     if args.measure:

@@ -65,7 +65,7 @@ def make_model(name, vocab_size=11, size=6, dtype=torch.float64, seed=0, **more)
     torch.manual_seed(seed)
     if name.endswith("attention"):
         memory_from = "encoder" if name == "attention" else "decoder"
-        model = AttentionLM(vocab_size, size, size, memory_from=memory_from, **{"memory": 5, **more})
+        model = AttentionLM(vocab_size, size, size, memory_from=memory_from, **{"memory_size": 6, **more})
     else:
         model = LSTMLM(vocab_size, size, size, core=name, **more)
     return model.to(dtype).eval()
@@ -345,10 +345,10 @@ def test_attention_is_torchs_attention_over_the_slots_in_view():
         slots = [torch.randn(B, S, H, dtype=torch.float64) for S in (carried, T)]
         sentinel = nn.Linear(H, 1).double()
         in_view = torch.rand(T, carried + T) < 0.5
-        context, weights = (part.transpose(0, 1) for part in attention(h.transpose(0, 1), sentinel, slots, in_view))
+        bias = torch.randn(T, carried + T, dtype=torch.float64).masked_fill(~in_view, -torch.inf)
+        context, weights = (part.transpose(0, 1) for part in attention(h.transpose(0, 1), sentinel, slots, bias))
         zero = torch.zeros(B, 1, H, dtype=torch.float64)
         values = torch.cat((zero, *slots), dim=1)
-        bias = torch.zeros(T, carried + T, dtype=torch.float64).masked_fill(~in_view, -torch.inf)
         bias = torch.cat((sentinel(h), bias.expand(B, -1, -1)), dim=-1)  # the score of the sentinel
         theirs = F.scaled_dot_product_attention(h, values, values, attn_mask=bias, scale=1.0)
         assert_same([context], [theirs])
@@ -359,7 +359,7 @@ def test_attention_is_torchs_attention_over_the_slots_in_view():
 def plain_attention_model(model, tokens):
     """The model written in plain loops, one stream and one slot at a time -> probabilities (T, B, V)."""
     T, B = tokens.shape
-    H, M = model.hidden_size, model.memory
+    H, M, k = model.hidden_size, model.memory_size, model.delay
     predictions = []
     for b in range(B):
         state = encoder_state = [torch.zeros(H, dtype=torch.float64)] * 2
@@ -377,16 +377,17 @@ def plain_attention_model(model, tokens):
                 m = state[0]
             h = state[0]
             scores = [model.sentinel.weight[0] @ h + model.sentinel.bias[0]]
-            scores += [(slot * h).sum() for slot, _ in slots[-M:]]
+            seen = range(max(0, t - M), max(0, t - k))  # slots t-M to t-1-k
+            scores += [(slots[j][0] * h).sum() - model.decay[0] * math.log(t - j) for j in seen]
             a = [score.exp() / sum(other.exp() for other in scores) for score in scores]
             context = torch.zeros(H, dtype=torch.float64)
-            for weight, (slot, _) in zip(a[1:], slots[-M:]):
-                context = context + weight * slot
-            seen = (h, context, m) if model.memory_from == "encoder" else (h, context)
-            r = torch.tanh(model.readout.weight @ torch.cat(seen) + model.readout.bias)
+            for weight, j in zip(a[1:], seen):
+                context = context + weight * slots[j][0]
+            parts = (h, context, m) if model.memory_from == "encoder" else (h, context)
+            r = torch.tanh(model.readout.weight @ torch.cat(parts) + model.readout.bias)
             p = list(a[0] * torch.softmax(model.output.weight @ r + model.output.bias, 0))
-            for weight, (_, follower) in zip(a[1:], slots[-M:]):
-                p[follower] = p[follower] + weight
+            for weight, j in zip(a[1:], seen):
+                p[slots[j][1]] = p[slots[j][1]] + weight
             rows.append(torch.stack(p))
         predictions.append(torch.stack(rows))
     return torch.stack(predictions, dim=1)
@@ -401,11 +402,11 @@ def plain_step(lstm, x, state, suffix=""):
     return torch.sigmoid(o) * torch.tanh(c), c
 
 
-@pytest.mark.parametrize("memory", [3, 100])
+@pytest.mark.parametrize("M, k", [(3, 0), (4, 1), (6, 2), (100, 4)])
 @pytest.mark.parametrize("name", ["attention", "self-attention"])
-def test_attention_model_is_the_one_in_plain_loops(name, memory):
+def test_attention_model_is_the_one_in_plain_loops(name, M, k):
     """Log-probabilities and the gradient of the loss in every parameter."""
-    model = make_model(name, memory=memory, tie_weights=True)
+    model = make_model(name, memory_size=M, delay=k, tie_weights=True)
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.7)  # so that attention is far from uniform
     input, target = torch.randint(11, (2, 13, 3))
@@ -420,45 +421,75 @@ def test_attention_model_is_the_one_in_plain_loops(name, memory):
 @pytest.mark.parametrize("name", ["attention", "self-attention"])
 def test_an_empty_memory_gives_no_context_and_copies_nothing(name):
     model = make_model(name)
-    _, weights, _, state = model.attend(torch.randint(11, (1, 3)))
+    r, weights, _, state = model.attend(torch.randint(11, (1, 3)))
     assert torch.equal(weights, torch.tensor([1.0, 0.0], dtype=torch.float64).expand(1, 3, 2))
-    assert torch.equal(state[2], torch.zeros(1, 3, 6, dtype=torch.float64))
+    assert not state.context.any() and len(state.memory) == 1
 
 
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("name", ["attention", "self-attention"])
 def test_memory_is_respected_to_the_slot(name, training):
-    """A step sees the M slots before it: the last follower that it sees is the token that it reads."""
-    model = make_model(name, memory=4).train(training)
-    model.in_view = 3
-    M = 3 if training else 4  # in_view acts in training alone
-    tokens = torch.randint(11, (9, 2))
-    _, state = model(tokens)
-    assert len(state[0]) == len(state[1]) == M
-    _, weights, followers, _ = model.attend(tokens)
-    for t in range(9):
-        seen = (weights[t, :, 1:] > 0).all(0).nonzero()[:, 0].tolist()
-        assert seen == list(range(max(0, t - M), t)) and not weights[t, :, 1:][:, t:].any()
-        assert all(torch.equal(followers[j], tokens[j + 1]) for j in seen)
+    """A step sees the slots t-M to t-1-k, and all that it sees are followed by the token that came next."""
+    for M, k, T in shapes(6, 5, 7, 3, 12):
+        model = make_model(name, memory_size=M + 1, delay=k).train(training)
+        model.memory_size_in_training = M
+        seen_at_most = M if training else M + 1
+        tokens = torch.randint(11, (T, 2))
+        _, state = model(tokens)
+        assert len(state.tokens) == len(state.memory) == min(T, seen_at_most)
+        _, weights, followers, _ = model.attend(tokens)
+        for t in range(T):
+            seen = (weights[t, :, 1:] > 0).all(0).nonzero()[:, 0].tolist()
+            assert seen == list(range(max(0, t - seen_at_most), t - k))
+            assert all(torch.equal(followers[j], tokens[j + 1]) for j in seen)
+            assert weights[t].count_nonzero() == 2 * (1 + len(seen))
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+@pytest.mark.parametrize("name", ["attention", "self-attention"])
+def test_a_text_is_not_doubled_by_copying(name, k):
+    """None of the k tokens read last can be copied from where they were read, even by a model that only copies."""
+    model = make_model(name, vocab_size=40, memory_size=30, delay=k)
+    nn.init.constant_(model.sentinel.bias, -1e4)
+    model.decay.data.fill_(50.0)  # from as near as it can
+    tokens = torch.randperm(40)[:20, None]  # no token occurs twice
+    p = model(tokens)[0].exp()[:, 0]  # (20, 40)
+    for t in range(k + 1, 20):
+        assert p[t, tokens[t - k, 0]] > 0.9  # the follower of the newest slot in view
+        assert all(p[t, tokens[t - j, 0]] < 1e-30 for j in range(k))
+
+
+@pytest.mark.parametrize("name", ["attention", "self-attention"])
+def test_decay_lowers_far_slots_by_a_power_of_their_distance(name):
+    model = make_model(name, memory_size=30)
+    model.decay.data.fill_(0.0)
+    for parameter in (model.encoder if name == "attention" else model.decoder).parameters():
+        nn.init.zeros_(parameter)  # then all slots are zeros, and only their distances differ
+    tokens = torch.randint(11, (20, 1))
+    equal = model.attend(tokens)[1][-1, 0, 1:18]  # slots 0 to 16 at step 19
+    assert_same([equal], [equal[:1].expand(17)])
+    model.decay.data.fill_(1.5)
+    weights = model.attend(tokens)[1][-1, 0, 1:18]
+    assert_same([weights / weights[0]], [(torch.arange(19.0, 2, -1).double() / 19) ** -1.5])
 
 
 def test_memory_grows_in_training():
-    model = make_model("attention", memory=100)
+    model = make_model("attention", memory_size=100)
     views = []
     for progress in (0.0, 0.2, 0.5, 1.0):
         model.grow(progress)
-        views.append(model.in_view)
+        views.append(model.memory_size_in_training)
     assert views == [35, 35, 50, 100]
-    model.memory = 20
+    model.memory_size = 20
     model.grow(0.0)
-    assert model.in_view == 20
+    assert model.memory_size_in_training == 20
 
 
 @pytest.mark.parametrize("name", ["attention", "self-attention"])
 def test_attention_copies_what_it_can_only_know_by_looking_back(name):
     """Pairs of random names and random numbers: when a name comes again, its number can only be copied."""
     torch.manual_seed(0)
-    model = make_model(name, vocab_size=60, size=32, dtype=torch.float32, memory=30, seed=1).train()
+    model = make_model(name, vocab_size=60, size=32, dtype=torch.float32, memory_size=30, seed=1).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
 
     def text(B=20):
@@ -490,8 +521,8 @@ def test_the_decoders_loss_trains_the_encoder():
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("name", KINDS)
 def test_reading_in_pieces_is_reading_at_once(name, layers):
-    """Step by step, in windows, in uneven pieces: the state carries all there is to know."""
-    model = make_model(name, num_layers=layers)
+    """Step by step, in windows, in uneven pieces, some shorter than the delay k: the state carries all there is."""
+    model = make_model(name, num_layers=layers, **({"delay": 3} if "attention" in name else {}))
     for trial in range(4):
         draw = random.Random(trial)
         tokens = torch.randint(11, (23, 3), generator=torch.Generator().manual_seed(trial))
