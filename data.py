@@ -5,7 +5,6 @@ Run it to see what a corpus looks like once it is prepared:
     python data.py                            # the built-in corpus, python-docs
     python data.py ptb                        # or shakespeare, a text file, a folder
     python data.py shakespeare --level char --split 0.9 0.1   # nanoGPT's splits: no test
-    python data.py --ngram 5                  # also test a 5-gram model on it
 
 A text becomes batches in four steps, here "A cat sat. It slept.":
 
@@ -25,6 +24,13 @@ A text becomes batches in four steps, here "A cat sat. It slept.":
 
 The conventions are those of word-level language modelling since Mikolov et al. (2010): the vocabulary is made from the
 training split alone, rarer words become `<unk>`, and every sentence ends in `<eos>`, which counts as a token.
+
+A corpus of your own strings needs no file:
+
+    corpus = data.corpus_of(["A first text ...", "A second text ..."])
+    train.main(["--model", "cell"], corpus)
+
+How a text is cut into tokens is an entry of `TOKENISERS`; you can add your own.
 """
 
 import argparse
@@ -35,7 +41,6 @@ import contextlib
 import functools
 import hashlib
 import http.client
-import itertools
 import math
 import os
 import pathlib
@@ -53,8 +58,6 @@ with warnings.catch_warnings():  # Without NumPy, torch warns when it is importe
 
 UNK, EOS, NUMBER = "<unk>", "<eos>", "N"
 SPLITS = ("train", "valid", "test")
-STARTS_SENTENCE = re.compile(r"\s*[^\w\s(\[{'\"`:<]")  # a line that begins with a sign, such as >>> or *
-HAS_WORD = re.compile(r"[^\W_]")  # a letter or digit
 CACHE = pathlib.Path(__file__).resolve().parent / "cache"
 DOWNLOADS = {  # corpus: (address of its folder, {file: SHA-256})
     "ptb": (
@@ -72,12 +75,28 @@ DOWNLOADS = {  # corpus: (address of its folder, {file: SHA-256})
 }
 
 
+class InputError(Exception):
+    """The user's input cannot work. The message says in one line what is wrong and what to do."""
+
+
 # --- Text and tokens -------------------------------------------------------------------
+
+STARTS_SENTENCE = re.compile(r"\s*[^\w\s(\[{'\"`:<]")  # a line that begins with a sign, such as >>> or *
+HAS_WORD = re.compile(r"[^\W_]")  # a letter or digit
+TOKEN = re.compile(
+    r"""
+    (\d \w* (?: [.,] \d+ )*)            # a number: 3, 3.14, 1,000, 0x1f
+    | <unk>
+    | [^\W\d] \w* (?: ' [a-z]+ )?       # a word, with its underscores and contraction: __init__, don't
+    | ([^\w\s]) \2*                     # one punctuation mark, or a run of it: , == >>>
+    """,
+    re.VERBOSE,
+)
 
 
 def ends_sentence(text):
     """Whether a space after this text ends a sentence."""
-    return re.search(r"(?<=[.!?])(?<!\be\.g\.)(?<!\bi\.e\.)$", text[-5:]) is not None
+    return text.endswith((".", "!", "?")) and not re.search(r"\b(e\.g|i\.e)\.$", text[-5:])
 
 
 @functools.lru_cache(maxsize=1 << 17)  # words repeat, so most of them need no regular expression
@@ -86,121 +105,149 @@ def tokens_of(word):
     if word.isalpha():
         return (word,)
     tokens = []
-    for match in re.finditer(r"(\d\w*(?:[.,]\d+)*)|<unk>|[^\W\d]\w*(?:'[a-z]+)?|([^\w\s])\2*", word):
+    for match in TOKEN.finditer(word):
         tokens.append(NUMBER if match[1] else match[0])
         if match[0][0] in "。！？":  # after these no space follows
             tokens.append(EOS)
     return (*tokens, EOS) if ends_sentence(word) else tuple(tokens)
 
 
-def normalise(lines):
+def lines_of(text):
+    """Yield the lines of a text with their ends. One of more than a million characters is cut after a word."""
+    for match in re.finditer(r"[^\n]{1,1000000}\S*\n?|\n", text):
+        yield match[0]
+
+
+def normalise(text):
     """Cut a text into tokens. All normalisation happens here:
 
     - Letters become lower case, and typographic quotes become ' and ".
     - The lines of a paragraph are joined, then cut into sentences after . ! or ? and a space. A line that
       starts with a sign (>>>, *, -) starts a sentence. A line without a letter or digit is dropped.
-    - A token is a word (with its underscores and contraction: __init__, don't), a number, which becomes N, or a run of
-      one punctuation mark (, or == or >>>).
+    - A token is a word, a number, which becomes N, or a run of one punctuation mark: see `TOKEN`.
 
-    lines: iterable of str, for example a file.  Yields tokens, with `<eos>` after each sentence.
+    text: str.  Yields tokens, with `<eos>` after each sentence.
     """
     last, quotes = EOS, str.maketrans("‘’“”", "''\"\"")
-    for line in lines:
-        line = line.lower() if line.isascii() else line.lower().translate(quotes)
-        for part in line.splitlines():
-            if HAS_WORD.search(part):
-                if last != EOS and STARTS_SENTENCE.match(part):
-                    yield EOS
-                words = part.split()
-                yield from itertools.chain.from_iterable(map(tokens_of, words))
-                last = tokens_of(words[-1])[-1]
+    for line in lines_of(text):
+        for part in line.lower().translate(quotes).splitlines():
+            if not HAS_WORD.search(part):
+                continue
+            if last != EOS and STARTS_SENTENCE.match(part):
+                yield EOS
+            for word in part.split():
+                yield from tokens_of(word)
+            last = tokens_of(word)[-1]
         if last != EOS and line.isspace():  # an empty line ends the paragraph
-            yield (last := EOS)
+            last = EOS
+            yield EOS
     if last != EOS:
         yield EOS
 
 
-def tokenise(text, tokeniser, begin=0, end=sys.maxsize):
-    """Yield the tokens of text[begin:end], with `<eos>` after each sentence or line.
+def normalise_again(text):
+    """`normalise` for a prompt, which may contain the token N as `detokenise` writes it."""
+    return normalise(re.sub(rf"\b{NUMBER}\b", "0", text))
 
-    tokeniser: "text" normalises; "lines" is for a corpus that is already normalised, as Penn Treebank is, with words
-    between spaces and one sentence on each line; "chars" takes each character as it is, line ends included, and adds
-    no `<eos>`.
+
+def words_of_lines(text):
+    """Yield the words between spaces, and `<eos>` after each line: for a text that is normalised already, as PTB is."""
+    for line in lines_of(text):
+        yield from line.split()
+        yield EOS
+
+
+def detokenise(tokens):
+    """Yield the text that each token adds, with the spacing of common usage, and a line for each sentence.
+
+    tokens: any iterable, also an endless one.
+
+    The text is for people. Cut again by `normalise_again`, 72% of the sentences of python-docs are what they were: most others
+    have been joined to the next, because they end without a full stop.
     """
-    # Lines of more than a million characters are cut after a word, to save memory.
-    lines = (match[0] for match in re.compile(r"[^\n]{1,1000000}\S*\n?|\n").finditer(text, begin, end))
-    if tokeniser == "text":
-        return normalise(lines)
-    if tokeniser == "lines":
-        return (token for line in lines for token in (*line.split(), EOS))
-    return itertools.chain.from_iterable(lines)
-
-
-def restore_numbers(text):
-    """Write a digit for each N, so that `normalise` makes it the token N again: for prompts and generated texts."""
-    return re.sub(rf"\b{NUMBER}\b", "0", text)
-
-
-def detokenise(tokens, tokeniser):
-    """The reverse of `tokenise`, for people: yield the text that each token adds, with its spacing.
-
-    tokens: any iterable, also an endless one. Each piece of text is yielded as soon as the next token is known.
-
-    Letters stay in lower case, and the spacing follows common usage. Each sentence has its own line, and where
-    `normalise` would join two lines an empty one stands between them. So `restore_numbers` and `normalise` make the
-    same tokens again for 99.8% of the sentences of python-docs. The others consist of signs alone, such as |, and
-    `normalise` drops such a line.
-    """
-    if tokeniser == "chars":
-        yield from tokens
-        return
     line, opens, open_quotes = "", False, set()  # opens: the token before takes no space after it
-    for token, following in itertools.pairwise(itertools.chain(tokens, [EOS])):
-        ends = tokeniser == "text" and ends_sentence(line)
+    for token in tokens:
         if token == EOS:
-            joins = tokeniser == "text" and not ends and following != EOS and not STARTS_SENTENCE.match(following)
-            yield "\n\n" if joins else " " if ends and not HAS_WORD.search(line) else "\n"
+            yield "\n"
             line, opens, open_quotes = "", False, set()
             continue
-        closes, quote = token in open_quotes, token in ("'", '"', "`", "``")
-        glued = opens or ends or closes or re.fullmatch(r"[.,;:?!)\]}%]+|-|//?|n?'[a-z]+|n't", token)
-        if token == "(" and not opens:  # f(), os.getenv(x) and read_text(x), but: the file (see below)
-            glued = ends or following == ")" or re.search(r"^>>>|[\w)\]]\.\w+$|_\w*$", line)
-        if line[-1:] == token[:1] and not token.isalnum() or (token, following) == (".", NUMBER):
-            glued = False  # otherwise two signs would become one, or N .N the number N.N
-        piece = token if glued or not line else " " + token
+        quote, closes = token in ("'", '"', "`", "``"), token in open_quotes
+        glued = not line or opens or closes or re.fullmatch(r"[.,;:?!)\]}%]+|-|/|n?'[a-z]+", token)
+        if token == "(":  # os.getenv(x) and __init__(self), but: the file (see below)
+            glued = not line or opens or re.search(r"^>>>|\w\.\w+$|_\w*$", line)
+        piece = token if glued else " " + token
         yield piece
-        opens = token in ("/", "//", "(", "[", "{", "$", "@", "#", "\\") or (quote and not closes)
-        opens = opens or (token == "-" and line != "")  # a line may begin with a dash and a space
         line += piece
-        open_quotes ^= {token} if quote else set()
+        opens = token in ("(", "[", "{", "/", "-", "$", "@", "#", "\\") or (token == "." and not ends_sentence(line[:-1]))
+        opens = opens or (quote and not closes)
+        if quote:
+            open_quotes ^= {token}
+
+
+class Tokeniser(typing.NamedTuple):
+    """How a text is cut into tokens, and how tokens are joined to a text.
+
+    cut: a function from a str to an iterable of tokens.
+    join: a function from an iterable of tokens to an iterable of pieces of text, one for each token.
+    cut_again: as cut, for a text that join wrote.  None is cut.
+    start: the token that the first token of a text is predicted from. It is always in the vocabulary.
+    drops_rare: whether --min-count applies.
+    per_word: about how many tokens make a word.
+    """
+
+    cut: typing.Callable
+    join: typing.Callable
+    cut_again: typing.Callable | None = None
+    start: str = EOS
+    drops_rare: bool = False
+    per_word: int = 1
+
+
+def join_words(tokens):
+    """Yield the text that each token adds: words between spaces, and a line end for `<eos>`."""
+    start = True
+    for token in tokens:
+        yield "\n" if token == EOS else token if start else " " + token
+        start = token == EOS
+
+
+TOKENISERS = {
+    "word": Tokeniser(normalise, detokenise, normalise_again, drops_rare=True),
+    "lines": Tokeniser(words_of_lines, detokenise),
+    "char": Tokeniser(iter, iter, start="\n", per_word=5),  # each character as it is, line ends included
+}
 
 
 class Vocabulary:
     """Tokens and their numbers: `word2index` and `index2word`, with the most frequent token first.
 
-    tokeniser: how a text is cut into these tokens, see `tokenise`.
+    index2word: the tokens, each once, `<unk>` and the tokeniser's start among them.
+    tokeniser: the name of the entry of `TOKENISERS` that cuts a text into these tokens.
     """
 
     def __init__(self, index2word, tokeniser):
         self.index2word, self.tokeniser = list(index2word), tokeniser
         self.word2index = {word: index for index, word in enumerate(self.index2word)}
+        self.cut, self.join = TOKENISERS[tokeniser].cut, TOKENISERS[tokeniser].join
+        self.cut_again = TOKENISERS[tokeniser].cut_again or self.cut
+        self.start = self.word2index[TOKENISERS[tokeniser].start]
+        self.unknown = self.word2index[UNK]
 
     @classmethod
-    def build(cls, tokens, tokeniser, min_count=1, max_size=None):
+    def build(cls, counts, tokeniser, min_count=1, max_size=None):
         """Keep the tokens that occur at least `min_count` times, and of these the `max_size` most frequent.
 
-        All other tokens are read as `<unk>`.  tokens: those of the training split, or a dict of their counts.
+        All other tokens are read as `<unk>`.  counts: {token: how often it occurs in the training split}.
         """
-        counts = collections.Counter(tokens)
-        special = [UNK] if tokeniser == "chars" else [UNK, EOS]  # these are always kept
+        special = {UNK, TOKENISERS[tokeniser].start}  # these are always kept
         frequent = sorted(word for word in counts if counts[word] >= min_count and word not in special)
-        frequent.sort(key=counts.__getitem__, reverse=True)  # words that are equally frequent stay in order
+        frequent.sort(key=counts.get, reverse=True)  # words that are equally frequent stay in order
         if max_size is not None:
             frequent = frequent[: max(0, max_size - len(special))]
-        kept = sorted(special + frequent)
-        counts[UNK] += counts.total() - sum(counts[word] for word in kept)
-        return cls(sorted(kept, key=counts.__getitem__, reverse=True), tokeniser)
+        kept = sorted(special.union(frequent))
+        frequency = {word: counts.get(word, 0) for word in kept}
+        frequency[UNK] += sum(counts.values()) - sum(frequency.values())
+        return cls(sorted(kept, key=frequency.get, reverse=True), tokeniser)
 
     def plain(self):
         """What a checkpoint keeps of it: the arguments of the constructor, in a dict."""
@@ -211,12 +258,7 @@ class Vocabulary:
 
     def index(self, word):
         """The number of a token; that of `<unk>` if the vocabulary does not have the token."""
-        return self.word2index.get(word, self.word2index[UNK])
-
-    @property
-    def start(self):
-        """The number of the token that the first token of a text is predicted from: `<eos>`, or the line end."""
-        return self.index("\n" if self.tokeniser == "chars" else EOS)
+        return self.word2index.get(word, self.unknown)
 
     def encode(self, tokens):
         """Iterable of N tokens -> int64 tensor (N,)."""
@@ -274,18 +316,16 @@ def read_text(path):
     Raises InputError for a file that is missing, empty, binary, or not UTF-8.
     """
     try:
-        raw = pathlib.Path(path).read_bytes()
+        with open(path, encoding="utf-8-sig") as file:
+            text = file.read()
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    if b"\0" in raw:
-        raise InputError(f"{path} is binary (byte {raw.index(0)} is zero): give a text file, in UTF-8")
-    raw = raw.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    try:
-        text = raw.decode().removeprefix("\ufeff")  # the byte order mark
     except UnicodeDecodeError as error:
-        line, byte = raw.count(b"\n", 0, error.start) + 1, raw[error.start]
+        place = f"byte {error.start} is 0x{error.object[error.start]:02x}"
         advice = "convert it first, for example with: iconv -f latin1 -t utf-8"
-        raise InputError(f"{path} is not UTF-8: line {line} has the byte 0x{byte:02x}; {advice}") from None
+        raise InputError(f"{path} is not UTF-8 ({place}): {advice}") from None
+    if "\0" in text:
+        raise InputError(f"{path} is binary (byte {text.index(chr(0))} is zero): give a text file, in UTF-8")
     if not text or text.isspace():
         raise InputError(f"{path} is empty: give a file with text in it")
     return text
@@ -333,20 +373,22 @@ def cut_before(text, position):
 
 
 def split_text(text, level="word", fractions=None):
-    """Cut a text into contiguous train, valid and test parts -> three (text, begin, end).
+    """Cut a text into contiguous train, valid and test parts -> a list of three str.
 
     fractions: the shares of train and valid, in characters; the rest is test.  None is (0.8, 0.1).
-    level: "char" cuts exactly there, "word" at the end of the document, paragraph, line or word before.
+    level: "char" cuts exactly there, others at the end of the document, paragraph, line or word before.
     """
     train, valid = fractions or (0.8, 0.1)
+    if train + valid > 1 + 1e-9:
+        raise InputError(f"--split {train} {valid}: the two fractions must not sum to more than 1")
     ends = [int(train * len(text)), int(round(train + valid, 9) * len(text))]  # 0.7 + 0.2 is less than 0.9
-    if level == "word":
+    if level != "char":
         ends = [cut_before(text, end) for end in ends]
-    return [(text, begin, end) for begin, end in zip([0, *ends], [*ends, len(text)])]
+    return [text[begin:end] for begin, end in zip([0, *ends], [*ends, len(text)])]
 
 
 def read_splits(name, level="word", fractions=None):
-    """The train, valid and test text of a corpus -> three (text, begin, end), meaning text[begin:end].
+    """The train, valid and test text of a corpus -> a list of three str.
 
     name: "python-docs", "ptb", "shakespeare", a text file, or a folder that holds one file each with train, valid and
     test in its name.  level, fractions: see `split_text`.
@@ -356,7 +398,7 @@ def read_splits(name, level="word", fractions=None):
         return split_text(python_docs(), level, fractions)
     paths = fetch(name) if name in DOWNLOADS else [pathlib.Path(name)]
     if paths[0].is_dir():
-        found = {split: sorted(path for path in paths[0].glob(f"*{split}*") if path.is_file()) for split in SPLITS}
+        found = {split: [path for path in paths[0].glob(f"*{split}*") if path.is_file()] for split in SPLITS}
         for split, files in found.items():
             if len(files) != 1:
                 needs = "it needs one each for train, valid and test, for example ptb.train.txt"
@@ -368,14 +410,11 @@ def read_splits(name, level="word", fractions=None):
         return split_text(read_text(paths[0]), level, fractions)
     if fractions:
         raise InputError(f"{name} has its own train, valid and test files: leave --split out")
-    return [(text, 0, len(text)) for text in map(read_text, paths)]
+    return [read_text(path) for path in paths]
 
 
 class Corpus(typing.NamedTuple):
-    """A prepared corpus: a Vocabulary, and three tensors of token numbers, (N,) each.
-
-    The tensors have the smallest integer type that holds the vocabulary. `windows` makes int64 of them.
-    """
+    """A prepared corpus: a Vocabulary, and three int32 tensors of token numbers, (N,) each."""
 
     vocabulary: Vocabulary
     train: torch.Tensor
@@ -383,57 +422,54 @@ class Corpus(typing.NamedTuple):
     test: torch.Tensor
 
 
-def integer_type(size):
-    """The smallest torch integer type that holds the numbers 0 to size - 1."""
-    types = torch.uint8, torch.int16, torch.int32, torch.int64
-    return next(dtype for dtype in types if size - 1 <= torch.iinfo(dtype).max)
-
-
 def number_tokens(tokens, index):
-    """Iterable of N tokens -> tensor (N,) of their numbers, in blocks, so that no list of all tokens is ever held.
+    """Iterable of N tokens -> int32 tensor (N,) of their numbers.
 
-    index: a dict {token: number} that numbers each new token it is asked for.
-    Shows progress on stderr, if that is a terminal, after each million tokens.
+    index: a dict {token: number}. A token that it does not have gets the next number.
     """
-    numbers, blocks = map(index.__getitem__, tokens), [torch.empty(0, dtype=torch.uint8)]
-    live = sys.stderr.isatty()
-    while block := array.array("i", itertools.islice(numbers, 1_000_000)):
-        blocks.append(torch.frombuffer(block, dtype=torch.int32).to(integer_type(len(index))))
-        if live and len(block) == 1_000_000:
-            print(f"read {len(blocks) - 1} million tokens of this split", end="\r", file=sys.stderr, flush=True)
-    if live:
-        print(" " * 60, end="\r", file=sys.stderr, flush=True)
-    return torch.cat(blocks)  # of the largest type among the blocks
+    numbers = array.array("i")  # four bytes a token; a list would take eight, and more for the token
+    for token in tokens:
+        numbers.append(index.setdefault(token, len(index)))
+    return torch.frombuffer(numbers, dtype=torch.int32) if numbers else torch.zeros(0, dtype=torch.int32)
+
+
+def prepare(texts, level="word", min_count=3, max_size=None):
+    """Turn the texts of the three splits into numbers -> Corpus.
+
+    texts: three str; that of the test may be empty.  level: a name in `TOKENISERS`.
+    min_count, max_size: see `Vocabulary.build`.
+    If `<unk>` is more than one word in 500 of the first million characters, "word" becomes "lines": the corpus is taken
+    as already normalised.
+    Raises InputError when there is too little text.
+    """
+    words = texts[0][:1_000_000].split()
+    if level == "word" and words.count(UNK) > len(words) / 500:
+        level = "lines"
+    tokeniser, index = TOKENISERS[level], {}
+    splits = [number_tokens(tokeniser.cut(text), index) for text in texts]  # numbered as they come
+    for split, tokens, text in zip(SPLITS, splits, texts):
+        if len(tokens) < 10 and not (split == "test" and not text):
+            raise InputError(f"the {split} split is too short ({len(tokens)} tokens): give more text")
+    counts = dict(zip(index, torch.bincount(splits[0], minlength=len(index)).tolist()))
+    vocabulary = Vocabulary.build(counts, level, min_count if tokeniser.drops_rare else 1, max_size)
+    renumber = vocabulary.encode(index).int()  # (tokens in index,)
+    for tokens in splits:
+        for part in tokens.split(1_000_000):  # in place, to save memory
+            part.copy_(renumber[part])
+    return Corpus(vocabulary, *splits)
 
 
 def load_corpus(name, level="word", min_count=3, max_size=None, fractions=None):
-    """Read a corpus and turn it into numbers -> Corpus.
+    """Read a corpus and turn it into numbers -> Corpus.  See `read_splits` and `prepare`.
 
-    name, fractions: see `read_splits`.  level: "word" or "char".  min_count and max_size: see `Vocabulary.build`.
-    If `<unk>` is more than one word in 500 of the first million characters, the corpus is taken as already normalised:
-    each line is a sentence, and all its words are kept. If the fractions sum to 1, the test tensor is empty.
     Raises InputError when there is no such corpus, or when it has too little text.
     """
-    if fractions and sum(fractions) > 1 + 1e-9:
-        raise InputError(f"--split {fractions[0]} {fractions[1]}: the two fractions must not sum to more than 1")
-    texts = read_splits(name, level, fractions)
-    words = texts[0][0][:1_000_000].split()
-    tokeniser = "chars" if level == "char" else "lines" if words.count(UNK) > len(words) / 500 else "text"
-    index = collections.defaultdict()
-    index.default_factory = index.__len__  # tokens are first numbered in the order in which they occur
-    splits = [number_tokens(tokenise(text, tokeniser, begin, end), index) for text, begin, end in texts]
-    for split, tokens, (_, begin, end) in zip(SPLITS, splits, texts):
-        if len(tokens) < 10 and not (split == "test" and begin == end):
-            raise InputError(f"the {split} split of {name} is too short ({len(tokens)} tokens): give more text")
-    del texts  # a large text takes as much memory as all that follows
-    counts = dict(zip(index, torch.bincount(splits[0], minlength=len(index)).tolist()))
-    vocabulary = Vocabulary.build(counts, tokeniser, min_count if tokeniser == "text" else 1, max_size)
-    renumber = vocabulary.encode(index).to(integer_type(len(vocabulary)))  # (tokens in index,)
-    for k, split in enumerate(splits):
-        splits[k] = torch.empty(len(split), dtype=renumber.dtype)
-        for old, new in zip(split.split(1_000_000), splits[k].split(1_000_000)):
-            new.copy_(renumber[old.long()])
-    return Corpus(vocabulary, *splits)
+    return prepare(read_splits(name, level, fractions), level, min_count, max_size)
+
+
+def corpus_of(strings, level="word", min_count=3, max_size=None, fractions=None):
+    """A list of str, each a document -> Corpus. The last documents are the test text; see `split_text`, `prepare`."""
+    return prepare(split_text("\n\n\n".join(strings), level, fractions), level, min_count, max_size)
 
 
 # --- Batches ---------------------------------------------------------------------------
@@ -455,69 +491,29 @@ def streams(tokens, batch_size):
     return tokens[: length * batch_size].view(batch_size, length).t().contiguous()  # (N // B, B)
 
 
+def window(input, target, bptt, position):
+    """Window number `position` of streams (N // B, B) -> input, target, int64 (T, B) each, T <= bptt."""
+    rows = slice(position * bptt, (position + 1) * bptt)
+    return input[rows].long(), target[rows].long()
+
+
 def windows(input, target, bptt):
-    """Yield (input, target) windows of at most `bptt` steps, int64 (bptt, B) each, in order; all are used."""
-    return ((x.long(), y.long()) for x, y in zip(input.split(bptt), target.split(bptt)))
+    """Yield all windows of streams in order: see `window`."""
+    for position in range(math.ceil(len(input) / bptt)):
+        yield window(input, target, bptt, position)
 
 
-# --- An n-gram model, for comparison -----------------------------------------------------
-
-
-class KneserNey:
-    """An interpolated Kneser-Ney n-gram model, which a neural model should beat.
-
-        P(w | context) = max(count(context w) - D, 0) / count(context)
-                         + D types(context) / count(context) * P(w | shorter context)
-
-    Below the highest order, the count of an n-gram is the number of different tokens that precede it. In each order
-    D = n1 / (n1 + 2 n2), where n1 and n2 are the numbers of n-grams counted once and twice (Kneser and Ney, 1995; Chen
-    and Goodman, 1999).
-
-    train: list of token numbers, each below vocabulary_size.  order: the n.
-    """
-
-    def __init__(self, train, order, vocabulary_size):
-        self.order, self.vocabulary_size = order, vocabulary_size
-        counts = [None] * (order + 1)  # counts[n]: {n-gram: count}
-        counts[order] = collections.Counter(zip(*(train[k:] for k in range(order))))
-        for n in range(order - 1, 0, -1):
-            longer = set(zip(*(train[k:] for k in range(n + 1))))
-            counts[n] = collections.Counter(gram[1:] for gram in longer)
-        self.counts, self.totals, self.types, self.discounts = counts, [None], [None], [None]
-        for table in counts[1:]:
-            total = collections.Counter()
-            for gram, count in table.items():
-                total[gram[:-1]] += count
-            self.totals.append(total)
-            self.types.append(collections.Counter(gram[:-1] for gram in table))
-            n1, n2 = (sum(count == k for count in table.values()) for k in (1, 2))
-            self.discounts.append(n1 / (n1 + 2 * n2) if n1 else 0.5)
-
-    def probability(self, context, word):
-        """P(word | context). context: a tuple of token numbers, of which the last order - 1 count."""
-        p = 1 / self.vocabulary_size
-        for n in range(1, min(self.order, len(context) + 1) + 1):
-            seen = context[len(context) - n + 1 :]
-            if total := self.totals[n][seen]:
-                discounted = max(self.counts[n][(*seen, word)] - self.discounts[n], 0)
-                p = (discounted + self.discounts[n] * self.types[n][seen] * p) / total
-        return p
-
-    def perplexity(self, test):
-        """exp of the mean of -log P over a list of token numbers."""
-        contexts = (tuple(test[max(0, t - self.order + 1) : t]) for t in range(len(test)))
-        return math.exp(-sum(math.log(self.probability(*pair)) for pair in zip(contexts, test)) / len(test))
-
-
-# --- What the three commands share ---------------------------------------------------------
-
-
-class InputError(Exception):
-    """The user's input cannot work. The message says in one line what is wrong and what to do."""
+# --- What the commands share ---------------------------------------------------------------
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that raises InputError instead of printing its usage and leaving."""
+    """An ArgumentParser that raises InputError instead of printing its usage and leaving.
+
+    Its description is a module's docstring, as it stands.
+    """
+
+    def __init__(self, description):
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def error(self, message):
         raise InputError(f"{message} (see python {self.prog} --help)")
@@ -544,7 +540,7 @@ def add_corpus_flags(parser):
     """The flags that describe the corpus, for this script and for train.py -> their argparse group."""
     group = parser.add_argument_group("corpus")
     positive, fraction = number(int, 1), number(float, 0, 1, open_low=True)
-    group.add_argument("--level", choices=["word", "char"], default="word", help="what a token is (%(default)s)")
+    group.add_argument("--level", choices=list(TOKENISERS), default="word", help="what a token is (%(default)s)")
     group.add_argument("--min-count", type=positive, metavar="N", default=3, help="rarer words are <unk> (%(default)s)")
     group.add_argument("--vocab-size", type=number(int, 2), metavar="N", help="keep at most this number of words (all)")
     shares = "shares of train and valid; the rest is test (0.8 0.1)"
@@ -558,7 +554,7 @@ def write_atomically(path, contents):
     Raises InputError when the file cannot be written, for example to a full disk.
     """
     path = pathlib.Path(path)
-    part = path.with_name(f".{path.name}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")  # of this process alone
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "wb") as file:
@@ -573,69 +569,45 @@ def write_atomically(path, contents):
             part.unlink()
     with contextlib.suppress(OSError):  # the new name must reach the disk, too; Windows cannot open a folder
         folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        os.fsync(folder)
+        os.close(folder)
 
 
 def run(main):
-    """Run a script's `main`. An error that the user can correct becomes one line on stderr and exit code 2.
-
-    A reader that leaves early, as in `| head`, ends the script without a message.
-    """
-    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # None is closed
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a character that a terminal cannot show is printed as ?
-            stream.reconfigure(errors="replace")
+    """Run a script's `main`. An error that the user can correct becomes one line on stderr and exit code 2."""
     try:
         main()
         sys.stdout.flush()
-        return
     except InputError as error:
-        message, code = f"error: {error}", 2
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
-        message, code = "interrupted", 130
-    except SystemExit as error:  # as after --help
-        message, code = "", error.code
-    except BrokenPipeError:
-        message, code = "", 0
-    except OSError as error:
-        message, code = f"error: {error.filename or 'standard output'} cannot be used: {error.strerror}", 2
+        sys.exit(130)
+    except BrokenPipeError:  # the reader has left, as in `| head`: what is still in the buffer has nowhere to go
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (MemoryError, RuntimeError) as error:  # torch raises RuntimeError, MemoryError has no text
         if not re.search("^$|out of memory|allocate memory|enough memory", str(error)):
             raise
-        message, code = "error: out of memory: give smaller sizes (hidden size, batch, samples)", 2
-    try:
-        sys.stdout.flush()
-    except OSError:  # the rest of the output is dropped, or Python would report it once more when it ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if message:
-        print(message, file=sys.stderr)
-    sys.exit(code)
+        print("error: out of memory: give smaller sizes (hidden size, batch, samples)", file=sys.stderr)
+        sys.exit(2)
 
 
 # --- The command -------------------------------------------------------------------------
 
 
 def main(argv=None):
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Run the command; argv is a list of words as in a shell, sys.argv if None."""
+    parser = Parser(__doc__)
     parser.add_argument("data", nargs="?", default="python-docs", help="name, file or folder (%(default)s)")
     add_corpus_flags(parser)
-    parser.add_argument("--ngram", type=number(int, 1), metavar="N", help="also test an interpolated Kneser-Ney N-gram")
     args = parser.parse_args(argv)
     corpus = load_corpus(args.data, args.level, args.min_count, args.vocab_size, args.split)
-    vocabulary, splits = corpus.vocabulary, {split: getattr(corpus, split) for split in SPLITS}
-    splits = {split: tokens for split, tokens in splits.items() if len(tokens)}  # there may be no test split
+    vocabulary = corpus.vocabulary
     print(f"{args.data}: {len(vocabulary):,} different tokens, tokeniser {vocabulary.tokeniser}")
-    for split, tokens in splits.items():
-        unknown = (tokens == vocabulary.index(UNK)).sum() / len(tokens)
-        text = "".join(detokenise(vocabulary.decode(tokens[:60]), vocabulary.tokeniser))
+    for split, tokens in zip(SPLITS, corpus[1:]):
+        unknown = (tokens == vocabulary.unknown).sum() / max(1, len(tokens))
+        text = "".join(vocabulary.join(vocabulary.decode(tokens[:60])))
         print(f"\n{split}: {len(tokens):,} tokens, {unknown:.1%} of them {UNK}; it begins\n{text}")
-    if args.ngram:
-        model = KneserNey(corpus.train.tolist(), args.ngram, len(vocabulary))
-        last = list(splits)[-1]
-        print(f"\nKneser-Ney {args.ngram}-gram: {last} perplexity {model.perplexity(splits[last].tolist()):.2f}")
 
 
 if __name__ == "__main__":
