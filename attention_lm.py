@@ -103,7 +103,7 @@ class AttentionLM(LanguageModel):
 
     num_layers: L, of the LSTM whose states are the memory.
     memory_from: "encoder" or "decoder", as above.
-    memory_size: M. In training it is smaller at first, see `grow`.
+    memory_size: M in reading. In training it is smaller, see `grow`.
     delay: k, the number of newest slots that are out of view.
 
     The other arguments are those of `LanguageModel`; weight_dropout acts in the LSTM whose states are the memory.
@@ -117,14 +117,14 @@ class AttentionLM(LanguageModel):
         hidden_size,
         num_layers=1,
         memory_from="encoder",
-        memory_size=400,
+        memory_size=2000,
         delay=2,
         **options,
     ):
         super().__init__(vocab_size, embedding_size, hidden_size, **options)
         self.hidden_size, self.num_layers, self.memory_from = hidden_size, num_layers, memory_from
         self.memory_size, self.delay = memory_size, delay
-        self.memory_size_in_training = memory_size
+        self.memory_size_in_training = min(memory_size, 400)
         lstm = LSTM(self.embedding_size, hidden_size, num_layers, **self.dropouts)
         if memory_from == "encoder":
             self.encoder = lstm
@@ -213,5 +213,8 @@ class AttentionLM(LanguageModel):
         return -log(weights[..., 0] * generated + copied).mean(), state
 
     def grow(self, progress):
-        """See 35 slots at first and M at the end: with M from the start, it takes longer to learn where to look."""
-        self.memory_size_in_training = min(self.memory_size, max(35, round(progress * self.memory_size)))
+        """See 35 slots at first and 400 at the end: with all from the start, it takes longer to learn where to look.
+
+        More than 400 would cost time in each step and is not needed: decay tells what slots farther back are worth.
+        """
+        self.memory_size_in_training = min(self.memory_size, max(35, round(progress * 400)))

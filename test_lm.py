@@ -474,12 +474,12 @@ def test_decay_lowers_far_slots_by_a_power_of_their_distance(name):
 
 
 def test_memory_grows_in_training():
-    model = make_model("attention", memory_size=100)
+    model = make_model("attention", memory_size=1000)
     views = []
-    for progress in (0.0, 0.2, 0.5, 1.0):
+    for progress in (0.0, 0.05, 0.5, 1.0):
         model.grow(progress)
         views.append(model.memory_size_in_training)
-    assert views == [35, 35, 50, 100]
+    assert views == [35, 35, 200, 400]
     model.memory_size = 20
     model.grow(0.0)
     assert model.memory_size_in_training == 20

@@ -41,8 +41,8 @@ import pathlib
 import sys
 import time
 
-from data import SPLITS, TOKENISERS, InputError, Parser, add_corpus_flags, load_corpus, number, pairs, run, streams
-from data import window, windows, write_atomically
+from data import SPLITS, TOKENISERS, InputError, Parser, add_corpus_flags, load_corpus, number, pairs, run
+from data import streams, window, windows, write_atomically
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -466,7 +466,7 @@ def make_parser():
     flag = parser.add_argument_group("attention").add_argument
     states = "whose states it sees; decoder is self-attention (%(default)s)"
     flag("--memory-from", choices=["encoder", "decoder"], default="encoder", help=states)
-    flag("--memory", metavar="N", type=size, default=400, help="how many steps back it sees (%(default)s)")
+    flag("--memory", metavar="N", type=size, default=2000, help="how many steps back it sees (%(default)s)")
     training = parser.add_argument_group("training")
     flag = training.add_argument
     flag("--batch-size", metavar="N", type=size, default=20, help="parallel streams (%(default)s)")
