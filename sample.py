@@ -29,7 +29,7 @@ import argparse
 import html
 import io
 import itertools
-import math
+import os
 import pathlib
 import shutil
 import sys
@@ -98,14 +98,16 @@ def save_checkpoint(path, checkpoint):
     write_atomically(path, contents.getbuffer())
 
 
-def check_sizes(settings, vocab_size, limit):
-    """Raise ValueError if a model of these settings needs many times more numbers than `limit`.
+def check_sizes(settings, vocab_size, file_size):
+    """Raise ValueError if a model of these settings would be many times larger than a file of so many bytes.
 
-    The numbers of a plain recurrent network of these sizes are counted, to which any other model is in proportion.
+    The weights of a plain recurrent network of these sizes are counted. Those of other models are in proportion.
     """
     H, E, L = settings["hidden_size"], settings["embedding_size"], settings["layers"]
     inputs = vocab_size if settings["input"] == "one-hot" else E
-    if min(H, E, L) < 1 or H * (inputs + L * H) + vocab_size * (E + H) > 2 * limit:
+    readout = E if settings["tie_weights"] else H
+    weights = H * (inputs + L * H) + vocab_size * (E + readout)
+    if min(H, E, L) < 1 or 4 * weights > 2 * file_size:
         raise ValueError("its settings ask for larger weights than the file holds")
 
 
@@ -135,14 +137,16 @@ def load_checkpoint(path, device="cpu", model=None):
     """
     checkpoint = read_checkpoint(path)
     try:
-        settings, vocabulary = checkpoint["settings"], Vocabulary(**checkpoint["vocabulary"])
+        settings, vocabulary = checkpoint["settings"], checkpoint["vocabulary"]
+        texts = (settings["model"], vocabulary["tokeniser"], *vocabulary["index2word"])
+        if not all(type(text) is str for text in texts) or len(set(texts[2:])) < len(texts) - 2:
+            raise ValueError("its vocabulary is damaged")
+        vocabulary = Vocabulary(**vocabulary)
         if model and settings["model"] not in ("lstm", "cell"):
             raise InputError(f"--model opens checkpoints of lstm and cell, but {path} is of another: leave it out")
         if model:  # reading needs no dropout, and torch.nn.LSTM does not have these two
             settings = {**settings, "model": model, "locked_dropout": False, "weight_dropout": 0.0}
-        if not all(isinstance(word, str) for word in vocabulary.index2word):
-            raise ValueError("its vocabulary is damaged")
-        check_sizes(settings, len(vocabulary), sum(weight.numel() for weight in checkpoint["weights"].values()))
+        check_sizes(settings, len(vocabulary), os.path.getsize(path))
         network = MODELS[settings["model"]](len(vocabulary), settings)
         network.load_state_dict(checkpoint["weights"])
         with torch.inference_mode():

@@ -216,7 +216,7 @@ class Run:
         self.input, self.target = (side.chunk(processes, dim=1)[rank].to(device) for side in sides)  # (N / B, B)
         self.steps_per_epoch = math.ceil(len(self.input) / args.bptt)
         self.loss = Loss(self.model)
-        self.counters, self.state, self.best, self.results = Counters(), None, None, {}
+        self.counters, self.state, self.best = Counters(), None, None
         self.begun = self.interval = self.saved = time.monotonic()
         self.tokens = 0  # trained on since `interval`, by all processes
 
@@ -266,7 +266,9 @@ class Run:
         begun = time.monotonic()
         with torch.random.fork_rng(devices=[]):
             self.forward_and_backward()
-        return time.monotonic() - begun
+        seconds = time.monotonic() - begun
+        self.interval += seconds  # it is no part of the training speed, and neither is writing files
+        return seconds
 
     def speed(self):
         """Training tokens per second since the last validation, of all processes."""
@@ -312,7 +314,7 @@ class Run:
             "settings": {name: value for name, value in vars(self.args).items() if name not in NOT_SETTINGS},
             "vocabulary": self.corpus.vocabulary.plain(),
             "weights": self.best or self.model.state_dict(),
-            "results": self.results,
+            "results": {"valid_ppl": perplexity(self.counters.best_loss)} if self.best else {},
             "training": {
                 "counters": {**vars(self.counters), "loss_sum": float(self.counters.loss_sum)},
                 "weights": self.model.state_dict(),  # after the last step
@@ -336,7 +338,7 @@ class Run:
         write_atomically(out / "log.csv", self.counters.log.encode())
         save_checkpoint(out / "checkpoint.pt", self.checkpoint())
         self.saved = time.monotonic()
-        self.interval += self.saved - begun  # writing files is no part of the training speed
+        self.interval += self.saved - begun
 
     def restore(self, checkpoint):
         """Take over what `checkpoint` returned."""
@@ -344,8 +346,7 @@ class Run:
         counters = Counters(**training["counters"])
         if any(type(value) is not type(getattr(Counters, name)) for name, value in vars(counters).items()):
             raise ValueError("its counters are damaged")
-        self.counters, self.results = counters, dict(checkpoint["results"])
-        self.best = checkpoint["weights"] if counters.validated else None
+        self.counters, self.best = counters, checkpoint["weights"] if counters.validated else None
         self.begun = time.monotonic() - counters.seconds
         self.model.load_state_dict(training["weights"])
         self.optimizer.load_state_dict(training["optimizer"])
@@ -383,8 +384,7 @@ def train(run, out, display):
     every = args.valid_every or run.steps_per_epoch
     all_threads = torch.get_num_threads()
     follow = not (args.threads or "OMP_NUM_THREADS" in os.environ or run.processes > 1 or run.device.type != "cpu")
-    if counters.threads and follow:
-        torch.set_num_threads(counters.threads)
+    torch.set_num_threads(args.threads or all_threads)
     run.model.train()
     checked = -math.inf
     while True:
@@ -392,17 +392,18 @@ def train(run, out, display):
         finished = progress == 1 and counters.step > 0
         if (finished or counters.step % every == 0) and counters.validated < counters.step:
             run.save(out)
-            display.update("validating")
+            if display.live:
+                display.update("validating")
             display.line(run.validate())
             run.save(out)
             continue
         if finished:
             break
         if follow and time.monotonic() - checked > SAVE_EVERY:
-            counters.threads, before = faster_threads(run.trial, all_threads), counters.threads
+            before, counters.threads = counters.threads, faster_threads(run.trial, all_threads)
             checked = time.monotonic()
             if counters.threads != (before or all_threads):
-                display.line(f"{counters.threads} of {all_threads} threads, because another program is busy")
+                display.line(f"going on with {counters.threads} of {all_threads} threads, which is faster now")
         if counters.step == 0 or time.monotonic() - run.saved > SAVE_EVERY:
             run.save(out)
         run.training_step(progress)
@@ -426,10 +427,7 @@ class Display:
     def update(self, text):
         """Print where training stands; on a terminal the next text takes its place."""
         self.shown = time.monotonic()
-        if self.live:
-            self.line(text, end="\r")
-        elif text != "validating":
-            self.line(text)
+        self.line(text, end="\r" if self.live else "\n")
 
     def line(self, text, end="\n"):
         """Print a line that stays."""
@@ -529,11 +527,29 @@ def as_flags(settings, known):
             words.append(flag if value else flag.replace("--", "--no-", 1))
         elif type(value) is list:
             words += [flag, *(f"{float(number)}" for number in value)]
-        elif type(value) in (str, int, float):
+        elif type(value) in (str, int, float) and str(value).isprintable():
             words.append(f"{flag}={value}")
         else:
-            raise ValueError(f"its setting {name} is damaged")
+            raise InputError(f"the checkpoint's setting {name} is damaged")
     return words
+
+
+def resumed(argv):
+    """The flags of --resume DIR, with the settings of the run in DIR -> a namespace, the run's checkpoint.
+
+    The checkpoint is None where there is no run in DIR yet.
+    Raises InputError where there is no DIR, or the run cannot go on with these flags.
+    """
+    args = parse_arguments(argv)
+    path = pathlib.Path(args.resume) / "checkpoint.pt"
+    if not path.parent.is_dir():
+        raise InputError(f"there is no folder {args.resume} to resume: leave --resume out to begin a run")
+    if not path.exists():
+        return args, None
+    checkpoint = read_checkpoint(path)
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("settings"), dict):
+        raise InputError(f"{path} is not a checkpoint of train.py: it has no settings")
+    return parse_arguments(argv, checkpoint["settings"]), checkpoint
 
 
 def claim(out):
@@ -572,7 +588,8 @@ def test(run, out, display):
     results = {"valid_ppl": perplexity(run.counters.best_loss), "test_ppl": None}
     display.line(f"best valid perplexity {shown(run.counters.best_loss)}, kept in {path}")
     if len(corpus.test):
-        display.update("testing")
+        if display.live:
+            display.update("testing")
         nats = evaluate(model, corpus.test.to(run.device), vocabulary.start)
         results["test_ppl"] = perplexity(nats)
         display.line(f"test perplexity {shown(nats)}")
@@ -601,14 +618,8 @@ def main(argv=None, corpus=None):
     """
     argv = sys.argv[1:] if argv is None else argv
     args, saved = parse_arguments(argv), None
-    if args.resume and not pathlib.Path(args.resume).is_dir():
-        raise InputError(f"there is no folder {args.resume} to resume: leave --resume out to begin a run")
-    if args.resume and (path := pathlib.Path(args.resume) / "checkpoint.pt").exists():
-        saved = read_checkpoint(path)
-        try:
-            args = parse_arguments(argv, saved["settings"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"{path} has no settings to go on with: {first_line(error)}") from None
+    if args.resume:
+        args, saved = resumed(argv)
     device, (rank, processes) = device_of(args.device), join_processes()
     display = Display(quiet=rank > 0)
     if corpus is None:
