@@ -398,7 +398,8 @@ def train(run, out, display):
             run.save(out)
             continue
         if finished:
-            break
+            torch.set_num_threads(all_threads)
+            return
         if follow and time.monotonic() - checked > SAVE_EVERY:
             before, counters.threads = counters.threads, faster_threads(run.trial, all_threads)
             checked = time.monotonic()
@@ -620,7 +621,8 @@ def main(argv=None, corpus=None):
     args, saved = parse_arguments(argv), None
     if args.resume:
         args, saved = resumed(argv)
-    device, (rank, processes) = device_of(args.device), join_processes()
+    rank, processes = join_processes()
+    device = device_of(args.device)
     display = Display(quiet=rank > 0)
     if corpus is None:
         display.line(f"reading {args.data}")
