@@ -162,8 +162,8 @@ def detokenise(tokens):
 
     tokens: any iterable, also an endless one.
 
-    The text is for people. Cut again by `normalise_again`, 72% of the sentences of python-docs are what they were: most others
-    have been joined to the next, because they end without a full stop.
+    The text is for people. Cut again by `normalise_again`, 72% of the sentences of python-docs are what they were. Most
+    of the others end without a full stop and are joined to the next.
     """
     line, opens, open_quotes = "", False, set()  # opens: the token before takes no space after it
     for token in tokens:
@@ -201,14 +201,6 @@ class Tokeniser(typing.NamedTuple):
     start: str = EOS
     drops_rare: bool = False
     per_word: int = 1
-
-
-def join_words(tokens):
-    """Yield the text that each token adds: words between spaces, and a line end for `<eos>`."""
-    start = True
-    for token in tokens:
-        yield "\n" if token == EOS else token if start else " " + token
-        start = token == EOS
 
 
 TOKENISERS = {

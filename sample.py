@@ -406,17 +406,11 @@ def title(path, checkpoint):
 
 def stream(given, steps, vocabulary):
     """Print a prompt and, word by word, its continuation -> the list of all its tokens."""
-    tokens = []
-
-    def shown():
-        for token in itertools.chain(given, (token for (token,) in steps)):
-            tokens.append(token)
-            yield token
-
-    for piece in vocabulary.join(shown()):
+    tokens, shown = itertools.tee(itertools.chain(given, (token for (token,) in steps)))
+    for piece in vocabulary.join(shown):
         print(piece, end="", flush=True)
     print()
-    return tokens
+    return list(tokens)
 
 
 def main(argv=None):
