@@ -1,0 +1,48 @@
+"""How well models of characters do when they are measured as nanoGPT measures.
+
+    python -m results.windows out/cell/checkpoint.pt out/attention/checkpoint.pt
+
+train.py reads the validation text as one, and a model knows all that it has read before. nanoGPT cuts it into windows
+of 256 characters and reads each from nothing, which gives a larger loss. A remainder shorter than a window is left out.
+"""
+
+from data import InputError, Parser, number, pairs, run
+import torch
+
+from results.words import open_together
+
+BATCH = 16  # windows read in parallel
+
+
+@torch.inference_mode()
+def evaluate_windows(model, tokens, start, length):
+    """Mean of -log P(token) in nats over windows of `length` tokens, each read from no state.
+
+    tokens: integers (N,).  start: the token before the first.  Raises InputError for a text shorter than a window.
+    """
+    count = len(tokens) // length
+    if count == 0:
+        raise InputError(f"the validation text has {len(tokens)} tokens, fewer than a window of {length}")
+    sides = (side[: count * length].long().view(count, length).t() for side in pairs(tokens, start))
+    parts = [side.split(BATCH, dim=1) for side in sides]  # input and target, each in parts (length, <= BATCH)
+    total = 0.0
+    for input, target in zip(*parts):
+        loss, _ = model.loss(input, target)
+        total += loss.item() * input.shape[1]
+    return total / count
+
+
+def main(argv=None):
+    """Run the command; argv is a list of words as in a shell, sys.argv if None."""
+    parser = Parser(__doc__)
+    parser.add_argument("checkpoints", nargs="+", metavar="checkpoint.pt", help="all trained on one corpus")
+    parser.add_argument("--length", type=number(int, 1), default=256, metavar="N", help="of a window (%(default)s)")
+    args = parser.parse_args(argv)
+    models, corpus = open_together(args.checkpoints)
+    for path, model in zip(args.checkpoints, models):
+        nats = evaluate_windows(model, corpus.valid, corpus.vocabulary.start, args.length)
+        print(f"{path}: {nats:.4f} nats per token in windows of {args.length}")
+
+
+if __name__ == "__main__":
+    run(main)
