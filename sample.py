@@ -98,8 +98,8 @@ def save_checkpoint(path, checkpoint):
     write_atomically(path, contents.getbuffer())
 
 
-def check_sizes(settings, vocab_size, file_size):
-    """Raise ValueError if a model of these settings would be many times larger than a file of so many bytes.
+def check_sizes(settings, vocab_size, path):
+    """Raise InputError if a model of these settings would be many times larger than its file.
 
     The weights of a plain recurrent network of these sizes are counted. Those of other models are in proportion.
     """
@@ -107,8 +107,23 @@ def check_sizes(settings, vocab_size, file_size):
     inputs = vocab_size if settings["input"] == "one-hot" else E
     readout = E if settings["tie_weights"] else H
     weights = H * (inputs + L * H) + vocab_size * (E + readout)
-    if min(H, E, L) < 1 or 4 * weights > 2 * file_size:
-        raise ValueError("its settings ask for larger weights than the file holds")
+    if min(H, E, L) < 1 or 4 * weights > 2 * os.path.getsize(path):
+        raise InputError(f"{path} is damaged: its settings ask for larger weights than it holds")
+
+
+def check_contents(value, file_size, depth=10):
+    """Raise ValueError if what was read from a file of so many bytes could take forever to copy or to print.
+
+    A small file can hold a tensor that repeats one number a billion times, and a list that contains another one twice,
+    which contains another one twice, and so on.
+    """
+    if isinstance(value, torch.Tensor) and value.numel() > file_size:
+        raise ValueError("it has a tensor that is larger than the file")
+    if isinstance(value, (dict, list, tuple)):
+        if depth == 0:
+            raise ValueError("it is nested too deeply")
+        for part in value.values() if isinstance(value, dict) else value:
+            check_contents(part, file_size, depth - 1)
 
 
 def read_checkpoint(path):
@@ -124,7 +139,11 @@ def read_checkpoint(path):
         with zipfile.ZipFile(io.BytesIO(raw)) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > len(raw) or archive.testzip():
                 raise ValueError("it is damaged")  # compressed by someone, or testzip found a wrong checksum
-        return torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+        checkpoint = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+        if type(checkpoint) is not dict:
+            raise ValueError("it holds something else")
+        check_contents(checkpoint, len(raw))
+        return checkpoint
     except Exception as error:  # zipfile and torch raise many kinds of errors for a file that is not theirs
         raise InputError(f"{path} is not a checkpoint of train.py: {first_line(error)}") from None
 
@@ -146,7 +165,7 @@ def load_checkpoint(path, device="cpu", model=None):
             raise InputError(f"--model opens checkpoints of lstm and cell, but {path} is of another: leave it out")
         if model:  # reading needs no dropout, and torch.nn.LSTM does not have these two
             settings = {**settings, "model": model, "locked_dropout": False, "weight_dropout": 0.0}
-        check_sizes(settings, len(vocabulary), os.path.getsize(path))
+        check_sizes(settings, len(vocabulary), path)
         network = MODELS[settings["model"]](len(vocabulary), settings)
         network.load_state_dict(checkpoint["weights"])
         with torch.inference_mode():

@@ -349,11 +349,11 @@ def test_attention_is_torchs_attention_over_the_slots_in_view():
         slots = [torch.randn(B, S, H, dtype=torch.float64) for S in (carried, T)]
         sentinel = nn.Linear(H, 1).double()
         in_view = torch.rand(T, carried + T) < 0.5
-        bias = torch.randn(B, T, carried + T, dtype=torch.float64).masked_fill(~in_view, -torch.inf)
+        bias = torch.randn(T, carried + T, dtype=torch.float64).masked_fill(~in_view, -torch.inf)
         context, weights = (part.transpose(0, 1) for part in attention(h.transpose(0, 1), sentinel, slots, bias))
         zero = torch.zeros(B, 1, H, dtype=torch.float64)
         values = torch.cat((zero, *slots), dim=1)
-        bias = torch.cat((sentinel(h), bias), dim=-1)  # the score of the sentinel
+        bias = torch.cat((sentinel(h), bias.expand(B, -1, -1)), dim=-1)  # the score of the sentinel
         theirs = F.scaled_dot_product_attention(h, values, values, attn_mask=bias, scale=1.0)
         assert_same([context], [theirs])
         assert_same([weights.sum(-1)], [torch.ones(B, T, dtype=torch.float64)])
@@ -382,9 +382,7 @@ def plain_attention_model(model, tokens):
             h = state[0]
             scores = [model.sentinel.weight[0] @ h + model.sentinel.bias[0]]
             seen = range(max(0, t - M), max(0, t - k))  # slots t-M to t-1-k
-            for j in seen:
-                same = model.same[0] if tokens[j, b] == tokens[t, b] else 0.0
-                scores.append((slots[j][0] * h).sum() - model.decay[0] * math.log(t - j) + same)
+            scores += [(slots[j][0] * h).sum() - model.decay[0] * math.log(t - j) for j in seen]
             a = [score.exp() / sum(other.exp() for other in scores) for score in scores]
             context = torch.zeros(H, dtype=torch.float64)
             for weight, j in zip(a[1:], seen):
@@ -1839,7 +1837,8 @@ def edits(contents, draw, each):
     odd += [torch.zeros(1).expand(10**9), ["<unk>", "<unk>"], {"x": deep}]
     for value in odd:
         yield "all", value
-    for key, value in contents.items():
+    alike = all(isinstance(part, (torch.Tensor, dict)) for part in contents.values()) and len(contents) > 5
+    for key, value in list(contents.items())[: 2 if alike else None]:  # of many weights, two
         yield f"without {key}", {name: part for name, part in contents.items() if name != key}
         for other in [deep, *draw.sample(odd, each)]:
             yield key, {**contents, key: other}
@@ -1849,7 +1848,8 @@ def edits(contents, draw, each):
                     yield f"{key}/{place}", {**contents, key: edited}
 
 
-@pytest.mark.parametrize("name, each", [("lstm", 2), ("cell", 2), ("attention", 5)])
+@pytest.mark.parametrize("name, each", [("lstm", 1), ("cell", 1), ("attention", 4)])
+@pytest.mark.filterwarnings("ignore:Using a non-tuple")  # of torch, about a tensor where a dict should be
 def test_edited_checkpoints_get_one_clear_line(name, each, trained, openers, capsys):
     """Each entry is replaced by odd ones: the file is refused, or opens as a model and goes on as a run."""
     path, opens = openers

@@ -47,7 +47,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from sample import LARGEST, MODELS, continuations, device_of, first_line, load_checkpoint, model_name
+from sample import LARGEST, MODELS, check_sizes, continuations, device_of, first_line, load_checkpoint, model_name
 from sample import read_checkpoint, save_checkpoint
 
 OPTIMIZERS = {
@@ -350,6 +350,10 @@ class Run:
         self.begun = time.monotonic() - counters.seconds
         self.model.load_state_dict(training["weights"])
         self.optimizer.load_state_dict(training["optimizer"])
+        if self.optimizer.defaults.get("fused"):  # these write beyond a tensor's end if it is too small
+            for parameter, state in self.optimizer.state.items():
+                if any(part.shape != (() if name == "step" else parameter.shape) for name, part in state.items()):
+                    raise ValueError("its optimizer is damaged")
         if self.processes == 1 and training["state"] is not None:
             self.state = tuple(part.to(self.device) for part in training["state"])
         if self.device.type in training["random"]:
@@ -511,7 +515,7 @@ def parse_arguments(argv, settings=None):
     if args.resume and args.out:
         parser.error("a resumed run stays in its folder: leave --out out")
     for name, value in (settings or {}).items():
-        if name not in FREE and value != getattr(args, name, value):
+        if name not in FREE and value != vars(args).get(name, value):
             flag, advice = f"--{name.replace('_', '-')}", "leave the flag out, or train anew without --resume"
             raise InputError(f"{args.resume} was trained with {flag} {value}, not {getattr(args, name)}: {advice}")
     return args
@@ -521,13 +525,13 @@ def as_flags(settings, known):
     """Settings as the words of a command line, so that one parser checks both.  known: the names that have a flag."""
     words = []
     for name, value in settings.items():
-        flag = f"--{name.replace('_', '-')}"
         if name not in known or value is None:
             continue  # a flag of another version, or one that is not given
+        flag = f"--{name.replace('_', '-')}"
         if type(value) is bool:
             words.append(flag if value else flag.replace("--", "--no-", 1))
-        elif type(value) is list:
-            words += [flag, *(f"{float(number)}" for number in value)]
+        elif type(value) is list and all(type(number) is float for number in value):
+            words += [flag, *map(str, value)]
         elif type(value) in (str, int, float) and str(value).isprintable():
             words.append(f"{flag}={value}")
         else:
@@ -548,7 +552,7 @@ def resumed(argv):
     if not path.exists():
         return args, None
     checkpoint = read_checkpoint(path)
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("settings"), dict):
+    if not isinstance(checkpoint.get("settings"), dict):
         raise InputError(f"{path} is not a checkpoint of train.py: it has no settings")
     return parse_arguments(argv, checkpoint["settings"]), checkpoint
 
@@ -629,6 +633,8 @@ def main(argv=None, corpus=None):
         corpus = load_corpus(args.data, args.level, args.min_count, args.vocab_size, args.split)
     sizes = ", ".join(f"{len(tokens):,} {split}" for split, tokens in zip(SPLITS, corpus[1:]))
     display.line(f"{sizes} tokens, {len(corpus.vocabulary):,} different, tokeniser {corpus.vocabulary.tokeniser}")
+    if saved:  # before a model is made, which could be too large
+        check_sizes(vars(args), len(corpus.vocabulary), pathlib.Path(args.resume) / "checkpoint.pt")
     run = Run(args, corpus, device, rank, processes)
     if saved:
         if saved.get("vocabulary") != corpus.vocabulary.plain():
