@@ -10,17 +10,16 @@ step the model compares its own state with those in the slots. A slot that agree
 in a similar situation, and what followed there may well follow here:
 
     h', c'   = LSTMCell([x, context], (h, c))       the decoder; x is an embedding, context that of the step before
-    score_j  = m_j . h' - decay log(t - j) + same [x_j = x_t]          for each slot in view: see below
+    score_j  = m_j . h' - decay log(t - j)          dot product with each slot in view, less for slots far back
     score_0  = s . h' + b                           the sentinel: "look at no slot"
     a        = softmax(score)                       weights over the sentinel and the slots
     context' = sum_j a_j m_j                        what the model sees by looking back; the sentinel adds nothing
     r        = tanh(W [h', context'] + d)           the readout; with an encoder, W [h', context', m]
     P(w)     = a_0 softmax(Linear(r))_w + sum_j a_j [x_{j+1} = w]
 
-The score of a slot is first of all the dot product. It is lower for slots far back, by a power of the distance t - j,
-and higher where the token x_t that was just read had been read before. decay and same are two learned numbers; the
-brackets are 1 where the tokens are equal and 0 elsewhere. The last line is a mixture of two distributions over the next
-word w. The model generates a word with probability a_0, and copies one from the memory with probability 1 - a_0.
+The last line is a mixture of two distributions over the next word w; the brackets are 1 where the tokens are equal and
+0 elsewhere. The model generates a word with probability a_0, and copies one from the memory with probability 1 - a_0.
+`decay` is one learned number: the weight of a slot falls with this power of its distance t - j.
 
 The memory slides along the text. At step t, when x_t has been read, the slots t-M to t-1-k are in view. For example, at
 step 6 with M = 5 and k = 2:
@@ -66,7 +65,7 @@ def attention(h, sentinel, slots, bias):
     sentinel: a Linear from H to 1, for its score.
     slots: a list of parts, (B, S_k, H) each, S slots in all. They come in parts because in training the carried ones
         need no gradient: a step then takes a fifth less time.
-    bias (B, T, S): is added to the scores of the slots; -inf takes a slot out of view.
+    bias (T, S): is added to the scores of the slots; -inf takes a slot out of view.
 
     The weights of a step sum to 1, and that of the sentinel is first.
     """
@@ -138,8 +137,7 @@ class AttentionLM(LanguageModel):
         self.sentinel = nn.Linear(hidden_size, 1)
         nn.init.zeros_(self.sentinel.weight)
         nn.init.constant_(self.sentinel.bias, 2)  # as much weight as 7 slots, whose scores are near 0 at first: without
-        self.same = nn.Parameter(torch.zeros(1))  # it the softmax over the words would hardly be trained at the start
-        self.decay = nn.Parameter(torch.zeros(1))
+        self.decay = nn.Parameter(torch.zeros(1))  # it the softmax over the words would hardly be trained at the start
 
     def start(self, input):
         """The state before anything has been read: an empty memory, and zeros."""
@@ -165,7 +163,6 @@ class AttentionLM(LanguageModel):
         in_view = (self.delay < distance) & (distance <= M)  # (T, S)
         bias = -self.decay * distance.clamp_min(1).to(self.decay.dtype).log()  # (T, S)
         bias = bias.masked_fill(~in_view, -torch.inf)  # (T, S)
-        bias = bias + self.same * (tokens.t()[:, None] == input.t()[:, :, None])  # (B, T, S)
         read = self.read_with_encoder if self.memory_from == "encoder" else self.read_alone
         m, seen, weights, carried = read(self.embed(input), state, bias)
         r = torch.tanh(self.readout(torch.cat(seen, dim=-1)))  # (T, B, R)
@@ -176,7 +173,7 @@ class AttentionLM(LanguageModel):
     def read_with_encoder(self, x, state, bias):
         """The encoder reads x (T, B, E) first. Then the decoder reads it step by step, with what it sees.
 
-        bias (B, T, S): see `attention`.  Returns the new slots (T, B, H), what the readout is given, weights
+        bias (T, S): see `attention`.  Returns the new slots (T, B, H), what the readout is given, weights
         (T, B, 1 + S), and h, c, context, decoder_h and decoder_c of the next state.
         """
         m, encoder_state = self.encoder(x, (state.h, state.c))  # (T, B, H)
@@ -185,7 +182,7 @@ class AttentionLM(LanguageModel):
         hs, contexts, weights = [], [], []
         for t in range(len(x)):
             h, c = self.decoder(torch.cat((x[t], context[0]), dim=-1), (h, c))  # (B, H) each
-            context, a = attention(h[None], self.sentinel, slots, bias[:, t : t + 1])  # (1, B, H), (1, B, 1 + S)
+            context, a = attention(h[None], self.sentinel, slots, bias[t : t + 1])  # (1, B, H), (1, B, 1 + S)
             hs.append(h[None])
             contexts.append(context)
             weights.append(a)

@@ -11,7 +11,6 @@ The first word says what is changed, and the flags after it are those of train.p
     fixed         35 slots are in view throughout training
     full          as many slots as otherwise at the end, 400, are in view from the start of training
     no-decay      a slot's weight does not fall with its distance
-    no-same       a slot counts no more where the same token had been read
     no-delay      the newest slots are in view, too
 
 The run's folder is out/no-copying, and so on. Other scripts do not open its checkpoint, because they do not know what
@@ -29,7 +28,7 @@ from attention_lm import AttentionLM
 from lstm_lm import LanguageModel
 from sample import MODELS, shared_options
 
-CHANGES = ["no-copying", "no-output", "no-input", "fixed", "full", "no-decay", "no-same", "no-delay"]
+CHANGES = ["no-copying", "no-output", "no-input", "fixed", "full", "no-decay", "no-delay"]
 
 
 class NoCopying(AttentionLM):
@@ -75,10 +74,9 @@ def build(change, vocab_size, settings):
         model.grow = do_not_grow
     elif change == "full":
         model.grow = do_not_grow  # from what it begins with, 400
-    elif change in ("no-decay", "no-same"):
-        name = change.removeprefix("no-")
-        delattr(model, name)
-        model.register_buffer(name, torch.zeros(1))  # this is no parameter, so it is not trained
+    elif change == "no-decay":
+        del model.decay
+        model.register_buffer("decay", torch.zeros(1))  # this is no parameter, so it is not trained
     elif change == "no-delay":
         model.delay = 0
     return model
