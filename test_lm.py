@@ -193,20 +193,6 @@ def test_lstm_is_the_cell_unrolled():
             assert_same(results_and_gradients(lstm, x, hx), results_and_gradients(Unrolled(lstm), x, hx))
 
 
-def test_gradcheck():
-    torch.manual_seed(0)
-    lstm, cell = LSTM(3, 4, 2).double(), LSTMCell(3, 4).double()
-    for module, x, state in [(lstm, (3, 2, 3), (2, 2, 4)), (cell, (2, 3), (2, 4))]:
-        names, values = zip(*module.named_parameters())
-        inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in (x, state, state)]
-
-        def call(x, h, c, *parameters):
-            output, rest = torch.func.functional_call(module, dict(zip(names, parameters)), (x, (h, c)))
-            return output, *(rest if isinstance(rest, tuple) else (rest,))
-
-        assert torch.autograd.gradcheck(call, (*inputs, *values))
-
-
 def test_lstm_used_as_autograd_allows():
     """Twice in one graph, backward twice, without gradient, on a transposed input, through one of the last states."""
     x, both = torch.randn(3, 6, 4, dtype=torch.float64, requires_grad=True).transpose(0, 1), []
@@ -318,11 +304,11 @@ def test_attention_is_torchs_attention_over_the_slots_in_view():
         slots = [torch.randn(B, S, H, dtype=torch.float64) for S in (carried, T)]
         sentinel = nn.Linear(H, 1).double()
         in_view = torch.rand(T, carried + T) < 0.5
-        bias = torch.randn(B, T, carried + T, dtype=torch.float64).masked_fill(~in_view, -torch.inf)
+        bias = torch.randn(T, carried + T, dtype=torch.float64).masked_fill(~in_view, -torch.inf)
         context, weights = (part.transpose(0, 1) for part in attention(h.transpose(0, 1), sentinel, slots, bias))
         zero = torch.zeros(B, 1, H, dtype=torch.float64)
         values = torch.cat((zero, *slots), dim=1)
-        bias = torch.cat((sentinel(h), bias), dim=-1)  # the score of the sentinel
+        bias = torch.cat((sentinel(h), bias.expand(B, -1, -1)), dim=-1)  # the score of the sentinel
         theirs = F.scaled_dot_product_attention(h, values, values, attn_mask=bias, scale=1.0)
         assert_same([context], [theirs])
         assert_same([weights.sum(-1)], [torch.ones(B, T, dtype=torch.float64)])
@@ -351,9 +337,7 @@ def plain_attention_model(model, tokens):
             h = state[0]
             scores = [model.sentinel.weight[0] @ h + model.sentinel.bias[0]]
             seen = range(max(0, t - M), max(0, t - k))  # slots t-M to t-1-k
-            for j in seen:
-                same = model.same[0] if tokens[j, b] == tokens[t, b] else 0.0
-                scores.append((slots[j][0] * h).sum() - model.decay[0] * math.log(t - j) + same)
+            scores += [(slots[j][0] * h).sum() - model.decay[0] * math.log(t - j) for j in seen]
             a = [score.exp() / sum(other.exp() for other in scores) for score in scores]
             context = torch.zeros(H, dtype=torch.float64)
             for weight, j in zip(a[1:], seen):
@@ -570,6 +554,11 @@ def test_bfloat16_products_leave_the_loss_in_float32(name):
     model = make_model(name, 500, size=16, dtype=torch.float32)
     input, target = torch.randint(500, (2, 12, 3))
     with torch.autocast("cpu", torch.bfloat16):
+        if name == "lstm":
+            try:
+                model(input)
+            except RuntimeError as error:
+                pytest.skip(f"torch.nn.LSTM has no bfloat16 on this processor: {error}")
         loss, state = model.loss(input, target)
         log_probs, _ = model(input, state)
     assert loss.dtype == log_probs.dtype == torch.float32
@@ -588,8 +577,9 @@ def test_tied_weights_are_one_matrix_and_first_weights_are_small():
         assert smaller(torch.randint(11, (5, 2)))[0].shape == (5, 2, 11)
         for tie in (False, True):
             model = make_model(name, 500, 20, tie_weights=tie)
-            for weight in (model.embedding.weight, model.output.weight):
-                assert 0.099 < weight.abs().max() < 0.1001 and weight.std() == pytest.approx(0.1 / 3**0.5, rel=0.02)
+            for weight in (model.embedding.weight.detach(), model.output.weight.detach()):
+                assert 0.099 < weight.abs().max() < 0.1001  # uniform between them
+                assert weight.std().item() == pytest.approx(0.1 / 3**0.5, rel=0.02)
             assert not model.output.bias.any()
 
 
@@ -610,21 +600,6 @@ def test_dropout_is_off_in_evaluation_and_on_in_training(name):
     model = make_model(name, dropout=0.5, locked_dropout=True).train()
     zero = model.embed(tokens.new_zeros(8, 2)) == 0  # one token at all steps
     assert zero.any() and torch.equal(zero, zero[:1].expand_as(zero))
-
-
-@each_kind
-def test_overfits_a_tiny_text(name):
-    tokens = torch.randint(11, (41, 1), generator=torch.Generator().manual_seed(0))
-    model = make_model(name, size=32, dtype=torch.float32).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
-    for _ in range(120):
-        optimizer.zero_grad()
-        loss, _ = model.loss(tokens[:-1], tokens[1:])
-        loss.backward()
-        optimizer.step()
-    assert loss < 0.05
-    made = torch.stack(list(sample.generate(model.eval(), tokens[:5], 30)))
-    assert torch.equal(made, tokens[5:35])  # it has learned it by heart
 
 
 # --- data.py -------------------------------------------------------------------------------
@@ -715,6 +690,9 @@ def test_a_text_with_any_separator_can_be_split(gap, tmp_path):
     assert "".join(parts) == text and all(part.startswith("word") for part in parts)
     assert set(data.normalise(text)) <= {"word", "<eos>", "。", "！"}
     assert len(data.prepare(parts).train) >= 800
+    for raw in (b"\xef\xbb\xbfone\r\ntwo\r\n", b"one\rtwo\r", b"one\ntwo\n"):
+        (tmp_path / "text.txt").write_bytes(raw)  # line ends and a byte order mark are no part of a text
+        assert data.read_text(tmp_path / "text.txt") == "one\ntwo\n"
 
 
 def test_split_fractions(tmp_path):
@@ -819,12 +797,6 @@ def test_a_long_text_is_stored_exactly():
     corpus = data.corpus_of([text + text[::-1]], "char", fractions=(0.5, 0.5))
     assert "".join(corpus.vocabulary.decode(corpus.train.tolist())) == text
     assert "".join(corpus.vocabulary.decode(corpus.valid.tolist())) == text[::-1]
-
-
-def test_byte_order_mark_and_line_ends_are_no_part_of_a_text(tmp_path):
-    for raw in (b"\xef\xbb\xbfone\r\ntwo\r\n", b"one\rtwo\r", b"one\ntwo\n"):
-        (tmp_path / "text.txt").write_bytes(raw)
-        assert data.read_text(tmp_path / "text.txt") == "one\ntwo\n"
 
 
 def serve(monkeypatch, files):
@@ -1372,7 +1344,7 @@ def run_with_kills(flags, folder, corpus, monkeypatch, moments):
     deaths = 0
     folder.mkdir()
     with monkeypatch.context() as patch:
-        patch.setattr(train.time, "monotonic", itertools.count(0.0, 5.0).__next__)  # 5 s pass at each look: it saves often
+        patch.setattr(train.time, "monotonic", itertools.count(0.0, 5.0).__next__)  # 5 s at each look: it saves often
         kill_at(patch, moments)
         while True:
             try:
@@ -1460,7 +1432,8 @@ def test_which_folder_a_run_is_in(trained, corpus, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     models = [["--model", "cell"], ["--seed", "2"], flags_of("self-attention")]  # the default is cell
     runs = [train.main([*TINY, *model], corpus) for model in models]
-    assert [run["checkpoint"] for run in runs] == [f"out/{n}/checkpoint.pt" for n in ("cell", "cell-2", "self-attention")]
+    folders = [pathlib.Path(run["checkpoint"]).parent for run in runs]
+    assert folders == [pathlib.Path("out", name) for name in ("cell", "cell-2", "self-attention")]
     assert len({run["test_ppl"] for run in runs}) == 3  # the seed matters
     before = {path: path.read_bytes() for path in pathlib.Path("out").rglob("*.*")}
     for flags, message in [
@@ -1589,52 +1562,49 @@ def test_hidden_sizes_give_equally_many_parameters():
     assert train.parse_arguments(["--model", "attention", "--hidden-size", "7"]).embedding_size == 7
 
 
-BAD_TRAINING = {
-    "missing": (["--data", "nowhere.txt"], "no corpus nowhere.txt"),
-    "empty": (["--data", "empty.txt"], "empty.txt is empty"),
-    "binary": (["--data", "binary.txt"], r"binary \(byte 5 is zero\)"),
-    "latin1": (["--data", "latin1.txt"], r"not UTF-8 \(byte 7 is 0xe9\)"),
-    "short": (["--data", "short.txt"], "too short"),
-    "folder": (["--data", "folder"], "0 files with 'valid'"),
-    "bptt": (["--bptt", "0"], "--bptt.*at least 1"),
-    "dropout": (["--dropout", "1"], "--dropout.*at most"),
-    "batch": (["--batch-size", "100000"], "larger than the corpus"),
-    "weight dropout": (["--model", "lstm", "--weight-dropout", "0.1"], "--model cell"),
-    "tie one-hot": (["--tie-weights", "--input", "one-hot"], "one-hot"),
-    "device": (["--device", "cuda:7"], "no device cuda:7"),
-    "device meta": (["--device", "meta"], "no device meta"),
-    "out": (["--out", "good.txt/run"], "cannot be written"),
-    "resume": (["--resume", "nowhere"], "no folder nowhere"),
-    "resume a file": (["--resume", "good.txt"], "no folder good.txt"),
-    "flag": (["--no-such-flag"], "--no-such-flag"),
-    "model": (["--model", "gru"], "gru"),
-    "enormous": (["--hidden-size", "1" + "0" * 30], "--hidden-size.*at most"),
-    "layers": (["--layers", "1000000"], "--layers.*at most"),
-    "memory": (["--memory", "0"], "--memory.*at least 1"),
-}
-BAD_SAMPLING = {
-    "missing": (["nowhere.pt"], "nowhere.pt cannot be read"),
-    "folder": (["folder"], "cannot be read"),
-    "truncated": (["truncated.pt"], "truncated.pt is not a checkpoint"),
-    "text": (["good.txt"], "good.txt is not a checkpoint"),
-    "harmful": (["harmful.pt"], "not a checkpoint"),
-    "harmful2": (["harmful2.pt"], "not a checkpoint"),
-    "compressed": (["compressed.pt"], "not a checkpoint.*damaged"),
-    "other": (["other.pt"], "settings"),
-    "misfit": (["misfit.pt"], "not a checkpoint"),
-    "prompt": (["good.pt", "--prompt", "  "], "prompt is empty"),
-    "temperature": (["good.pt", "--temperature", "0"], "--temperature.*above 0"),
-    "nan": (["good.pt", "--temperature", "nan"], "--temperature"),
-    "top-k": (["good.pt", "--top-k", "0"], "--top-k.*at least 1"),
-    "top-p": (["good.pt", "--top-p", "1.5"], "--top-p.*at most 1"),
-    "tokens": (["good.pt", "--tokens", "-1"], "--tokens.*at least 0"),
-    "device": (["good.pt", "--device", "cuda:7"], "no device"),
-    "nothing": ([], "checkpoint"),
-    "other model": (["attention.pt", "--model", "cell"], "attention.pt is of another"),
-    "picture": (["attention.pt", "--show-attention", "good.pt.png"], "good.pt.png must have a name that ends in .svg"),
-    "enormous": (["good.pt", "--num-samples", "1" + "0" * 30], "--num-samples.*at most"),
-    "pictures": (["attention.pt", "--greedy", "--temperature", "1", "--show-attention", "a.svg"], "one picture"),
-}
+REFUSED = [  # (script, flags, message)
+    (train, "--data nowhere.txt", "no corpus nowhere.txt"),
+    (train, "--data empty.txt", "empty.txt is empty"),
+    (train, "--data binary.txt", r"binary \(byte 5 is zero\)"),
+    (train, "--data latin1.txt", r"not UTF-8 \(byte 7 is 0xe9\)"),
+    (train, "--data short.txt", "too short"),
+    (train, "--data folder", "0 files with 'valid'"),
+    (train, "--bptt 0", "--bptt.*at least 1"),
+    (train, "--lr much", "--lr.*not a number"),
+    (train, "--dropout 1", "--dropout.*at most"),
+    (train, f"--hidden-size 1{'0' * 30}", "--hidden-size.*at most"),
+    (train, "--layers 1000000", "--layers.*at most"),
+    (train, "--batch-size 100000", "larger than the corpus"),
+    (train, "--model lstm --weight-dropout 0.1", "--model cell"),
+    (train, "--tie-weights --input one-hot", "one-hot"),
+    (train, "--device cuda:7", "no device cuda:7"),
+    (train, "--device meta", "no device meta"),
+    (train, "--out good.txt/run", "cannot be written"),
+    (train, "--resume nowhere", "no folder nowhere"),
+    (train, "--resume good.txt", "no folder good.txt"),
+    (train, "--no-such-flag", "--no-such-flag"),
+    (train, "--model gru", "gru"),
+    (sample, "nowhere.pt", "nowhere.pt cannot be read"),
+    (sample, "folder", "cannot be read"),
+    (sample, "truncated.pt", "truncated.pt is not a checkpoint"),
+    (sample, "good.txt", "good.txt is not a checkpoint"),
+    (sample, "harmful.pt", "not a checkpoint"),
+    (sample, "harmful2.pt", "not a checkpoint"),
+    (sample, "compressed.pt", "not a checkpoint.*damaged"),
+    (sample, "other.pt", "settings"),
+    (sample, "misfit.pt", "not a checkpoint"),
+    (sample, "", "checkpoint"),
+    (sample, "good.pt --prompt=", "prompt is empty"),
+    (sample, "good.pt --temperature 0", "--temperature.*above 0"),
+    (sample, "good.pt --temperature nan", "--temperature"),
+    (sample, "good.pt --top-k 0", "--top-k.*at least 1"),
+    (sample, "good.pt --top-p 1.5", "--top-p.*at most 1"),
+    (sample, "good.pt --tokens -1", "--tokens.*at least 0"),
+    (sample, "good.pt --device cuda:7", "no device"),
+    (sample, "attention.pt --model cell", "attention.pt is of another"),
+    (sample, "attention.pt --show-attention a.png", "a.png must have a name that ends in .svg"),
+    (sample, "attention.pt --greedy --temperature 1 --show-attention a.svg", "one picture"),
+]
 
 
 class Harmful:
@@ -1644,21 +1614,14 @@ class Harmful:
 
 @pytest.fixture(scope="session")
 def bad_folder(tmp_path_factory, trained):
-    folder = tmp_path_factory.mktemp("bad")
-    (folder / "good.txt").write_text(make_text())
-    (folder / "empty.txt").write_text(" \n")
-    (folder / "binary.txt").write_bytes(b"text \0 more")
-    (folder / "latin1.txt").write_bytes("a\r\nccaf\xe9".encode("latin1") * 50)
-    (folder / "short.txt").write_text("Too short.")
+    folder, good = tmp_path_factory.mktemp("bad"), trained["cell"].path.read_bytes()
     (folder / "folder").mkdir()
-    (folder / "folder" / "train.txt").write_text(make_text())
-    (folder / "run").mkdir()  # an earlier one
-    (folder / "run" / "log.csv").touch()
-    good = trained["cell"].path.read_bytes()
-    (folder / "good.pt").write_bytes(good)
-    (folder / "attention.pt").write_bytes(trained["attention"].path.read_bytes())
-    (folder / "truncated.pt").write_bytes(good[: len(good) // 2])
-    (folder / "harmful.pt").write_bytes(pickle.dumps(Harmful()))
+    files = {"good.txt": make_text().encode(), "folder/train.txt": make_text().encode(), "empty.txt": b" \n"}
+    files |= {"binary.txt": b"text \0 more", "latin1.txt": b"a\r\nccaf\xe9" * 50, "short.txt": b"Too short."}
+    files |= {"good.pt": good, "truncated.pt": good[: len(good) // 2], "harmful.pt": pickle.dumps(Harmful())}
+    files |= {"attention.pt": trained["attention"].path.read_bytes()}
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
     torch.save({"settings": Harmful()}, folder / "harmful2.pt")
     torch.save({"weights": torch.zeros(3)}, folder / "other.pt")
     contents = sample.read_checkpoint(folder / "good.pt")
@@ -1670,25 +1633,18 @@ def bad_folder(tmp_path_factory, trained):
     return folder
 
 
-@pytest.mark.parametrize("case", BAD_TRAINING)
-def test_bad_training_input_gets_one_clear_line(case, bad_folder, monkeypatch):
+@pytest.mark.parametrize("script, flags, message", REFUSED, ids=[flags for _, flags, _ in REFUSED])
+def test_bad_input_gets_one_clear_line(script, flags, message, bad_folder, monkeypatch):
     monkeypatch.chdir(bad_folder)
-    flags, message = BAD_TRAINING[case]
-    default = [] if "--data" in flags else ["--data", "good.txt"]
-    out = [] if "--resume" in flags else ["--out", "new"]
+    words = flags.split()
+    if script is train:
+        default = [] if "--data" in words else ["--data", "good.txt"]
+        out = [] if {"--resume", "--out"} & set(words) else ["--out", "new"]
+        words = [*SMALL, *default, *out, *words]
     with pytest.raises(InputError, match=message) as raised:
-        train.main([*SMALL, *out, *default, *flags])
+        script.main(words)
     assert "\n" not in str(raised.value)
     assert not (bad_folder / "new").exists()  # no folder is made for a run that cannot begin
-
-
-@pytest.mark.parametrize("case", BAD_SAMPLING)
-def test_bad_sampling_input_gets_one_clear_line(case, bad_folder, monkeypatch):
-    monkeypatch.chdir(bad_folder)
-    flags, message = BAD_SAMPLING[case]
-    with pytest.raises(InputError, match=message) as raised:
-        sample.main(flags)
-    assert "\n" not in str(raised.value)
     assert not (bad_folder / "harm").exists()  # nothing in a file was run
 
 
@@ -1752,7 +1708,7 @@ def edits(contents, draw, each):
                     yield f"{key}/{place}", {**contents, key: edited}
 
 
-@pytest.mark.parametrize("name, each", [("lstm", 1), ("cell", 1), ("attention", 2)])
+@pytest.mark.parametrize("name, each", [("lstm", 1), ("cell", 1), ("attention", 1)])
 @pytest.mark.filterwarnings("ignore:Using a non-tuple")  # of torch, about a tensor where a dict should be
 def test_edited_checkpoints_get_one_clear_line(name, each, trained, openers, capsys):
     """Each entry is replaced by odd ones: the file is refused, or opens as a model and goes on as a run."""
@@ -1853,13 +1809,13 @@ def test_texts_are_measured(trained, corpus, capsys, monkeypatch):
     assert (rarer, back) == (3 / 6, 3 / 3)  # 4, 3 and 3, which the passage had
     assert texts.measure([[0, 1, 2, 4, 0, 3]], 4, set(), model)[4:] == (1 / 2, 0.0)
     cut = texts.passages(torch.arange(30), 3, 10)  # (length, count), evenly spaced
-    assert cut.dtype == torch.int64 and [column.tolist() for column in cut.t()] == [list(range(k, k + 10)) for k in (0, 10, 20)]
+    assert cut.t().tolist() == [list(range(k, k + 10)) for k in (0, 10, 20)] and cut.dtype == torch.int64
     with pytest.raises(InputError, match="fewer than a passage of 31"):
         texts.passages(torch.arange(30), 1, 31)
     flags = "--texts 5 --given 10 --tokens 12 --greedy --temperature 0.7 1 --top-p 0.9 1 --half first".split()
     texts.main([*(str(trained[name].path) for name in MODELS), *flags])
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 + 3 * (1 + 2 * 2) and all(line.startswith(MODELS[k // 5]) for k, line in enumerate(lines[2:]))
+    assert [line.split()[0] for line in lines[2:]] == [name for name in MODELS for _ in range(1 + 2 * 2)]
     known = set(zip(*(corpus.train[k:].tolist() for k in range(4))))
     real = texts.passages(corpus.valid[: len(corpus.valid) // 2], 5, 22).t().tolist()
     numbers = texts.measure(real, 10, known, ngram.KneserNey(corpus.train.tolist(), 5, len(corpus.vocabulary)))
