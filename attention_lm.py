@@ -196,14 +196,14 @@ class AttentionLM(LanguageModel):
         contexts, weights = attention(h, self.sentinel, slots, bias)  # (T, B, H), (T, B, 1 + S)
         return h, (h, contexts), weights, (*decoder_state, *state[4:])
 
-    def forward(self, input, state=None):
-        """input int64 (T, B), state as returned before or None -> log-probabilities (T, B, V), next state."""
+    def forward(self, input, state=None, temperature=1.0):
+        """As `LanguageModel.forward`. The temperature acts on what is generated, not on what is copied."""
         r, weights, followers, state = self.attend(input, state)
-        return self.mixture(r, weights, followers), state
+        return self.mixture(r, weights, followers, temperature), state
 
-    def mixture(self, r, weights, followers):
+    def mixture(self, r, weights, followers, temperature=1.0):
         """What `attend` returned -> log-probabilities (T, B, V), generated and copied."""
-        p = weights[..., :1] * self.log_softmax(r).exp()  # (T, B, V)
+        p = weights[..., :1] * self.log_softmax(r, temperature).exp()  # (T, B, V)
         copied = weights[..., 1:]  # (T, B, S)
         return log(p.scatter_add(-1, followers.t().expand(copied.shape), copied))
 

@@ -16,7 +16,7 @@ same names, so a checkpoint of one opens with the other.
 
 `LanguageModel` is what all models here share. Training, evaluation and text generation need only these calls:
 
-    model(input, state)                 log-probabilities (T, B, V) and the next state
+    model(input, state, temperature)    log-probabilities (T, B, V) and the next state
     model.loss(input, target, state)    mean cross-entropy in nats and the next state
     model.grow(progress)                called before each training step, with progress from 0 to 1
 
@@ -79,15 +79,21 @@ class LanguageModel(nn.Module):
             return F.one_hot(input, self.vocab_size).to(self.output.weight.dtype)  # (T, B, V)
         return dropout(self.embedding(input), self.dropout, self.training, self.locked_dropout)  # (T, B, E)
 
-    def log_softmax(self, r):
+    def log_softmax(self, r, temperature=1.0):
         """What `features` returns, (T, B, R) -> log-probabilities (T, B, V), in float32 also under autocast."""
         logits = self.output(dropout(r, self.dropout, self.training, self.locked_dropout))  # (T, B, V)
+        if temperature != 1:
+            logits = (logits - logits.amax(dim=-1, keepdim=True)).double()  # (T, B, V), 0 at the best, so that no
+            logits = logits / temperature  # temperature, however small or large, gives nan
         return F.log_softmax(logits, dim=-1, dtype=self.output.weight.dtype)  # (T, B, V)
 
-    def forward(self, input, state=None):
-        """input int64 (T, B), state as returned before or None -> log-probabilities (T, B, V), next state."""
+    def forward(self, input, state=None, temperature=1.0):
+        """input int64 (T, B), state as returned before or None -> log-probabilities (T, B, V), next state.
+
+        temperature: the logits are divided by it, for drawing a text.
+        """
         r, state = self.features(input, state)  # (T, B, R)
-        return self.log_softmax(r), state
+        return self.log_softmax(r, temperature), state
 
     def loss(self, input, target, state=None):
         """input and target int64 (T, B) -> the mean of -log P(target) in nats, next state."""

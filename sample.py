@@ -9,15 +9,15 @@
 A language model gives log P(next token | text so far). Decoding turns it into a text:
 
     greedy          always take the most probable token
-    temperature t   draw from P^(1/t), normalised: t = 1 is the model's own distribution,
+    temperature t   draw from softmax(logits / t): t = 1 is the model's own distribution,
                     t -> 0 tends to greedy, t > 1 gives rare tokens more chances
     top-k           draw among the k most probable tokens only
     top-p           draw among the fewest tokens whose probabilities add up to p (nucleus
                     sampling, Holtzman et al., 2020)
 
-The default is temperature 1 and top-p 0.95 for all models. With it the texts are nearest to real ones: see
-results/README.md. A lower temperature makes what is probable more so; what a model copies is very probable already, so
-a model with attention then repeats itself.
+The default is temperature 0.9 for all models. With it the texts are nearest to real ones: see results/README.md. In a
+model that copies, the temperature acts on what it generates. What it copies is probable already: made more so, it would
+be copied again and again.
 
 Each token goes back in as the next input, together with the model's state, so no token is read twice. `<unk>` is never
 chosen, because it stands for words outside the vocabulary.
@@ -43,6 +43,7 @@ from attention_lm import AttentionLM
 from lstm_lm import LSTMLM
 
 LARGEST = 1_000_000  # the largest size that a flag may ask for
+DEFAULT_TEMPERATURE = 0.9
 
 # --- Models ----------------------------------------------------------------------------
 
@@ -189,15 +190,14 @@ def first_line(error):
 # --- Decoding --------------------------------------------------------------------------
 
 
-def choose(log_probs, temperature=None, top_k=None, top_p=None, generator=None):
+def choose(log_probs, greedy=False, top_k=None, top_p=None, generator=None):
     """Choose the next token of each sample: log_probs (B, V) -> int64 (B,).
 
-    temperature: None is greedy.  top_k: int >= 1.  top_p: in (0, 1].
+    greedy: take the most probable one; otherwise draw.  top_k: int >= 1.  top_p: in (0, 1].
     """
-    if temperature is None:
+    if greedy:
         return log_probs.argmax(dim=-1)
-    logits = log_probs.double()  # so that no temperature, however small or large, gives nan
-    logits = (logits - logits.max(dim=-1, keepdim=True).values) / temperature  # (B, V), 0 at the best
+    logits = log_probs.double()  # (B, V)
     if top_k is not None:
         best, where = logits.topk(min(top_k, logits.shape[-1]))  # (B, K)
         logits = torch.full_like(logits, -torch.inf).scatter(-1, where, best)
@@ -213,19 +213,21 @@ def choose(log_probs, temperature=None, top_k=None, top_p=None, generator=None):
 
 
 @torch.inference_mode()
-def generate(model, prompts, tokens, never=(), generator=None, **how):
+def generate(model, prompts, tokens, never=(), generator=None, temperature=None, top_k=None, top_p=None):
     """Continue prompts: int64 (P, B), P >= 1 -> yields `tokens` tensors (B,), one a step.
 
-    never: indices of tokens that are never chosen.  generator: a CPU torch.Generator.  how: see `choose`.
+    never: indices of tokens that are never chosen.  generator: a CPU torch.Generator.
+    temperature: None is greedy.  top_k, top_p: see `choose`.
     """
+    greedy = temperature is None
     device, state = next(model.parameters()).device, None
     unread = prompts  # (P, B)
     for _ in range(tokens):
         for part in unread.split(256):  # the log-probabilities of a long prompt at once could fill the memory
-            log_probs, state = model(part.to(device), state)  # (<= 256, B, V)
+            log_probs, state = model(part.to(device), state, 1.0 if greedy else temperature)  # (<= 256, B, V)
         scores = log_probs[-1].float().cpu()  # (B, V)
         scores[:, list(never)] = -torch.inf
-        token = choose(scores, generator=generator, **how)  # (B,)
+        token = choose(scores, greedy, top_k, top_p, generator)  # (B,)
         yield token
         unread = token[None]  # (1, B)
 
@@ -249,7 +251,7 @@ def prompt_tokens(text, vocabulary):
 def continuations(model, vocabulary, prompt, tokens, num_samples=1, seed=0, **how):
     """Yield (num_samples,) lists of new tokens, step by step, after a prompt given as a list of tokens.
 
-    how: see `choose`.
+    how: temperature, top_k and top_p, see `generate`.
     """
     start = torch.cat((torch.tensor([vocabulary.start]), vocabulary.encode(prompt)))  # (P,)
     prompts = start[:, None].expand(-1, num_samples)  # (P, B)
@@ -400,10 +402,10 @@ def parse_arguments(argv):
     flag("--num-samples", type=size, default=1, metavar="N", help="continuations of each prompt (%(default)s)")
     flag = parser.add_argument_group("decoding").add_argument
     flag("--greedy", action="store_true", help="take the most probable token (off)")
-    flag("--temperature", type=above_0, nargs="+", metavar="T", help="above 0; several are compared (1)")
+    flag("--temperature", type=above_0, nargs="+", metavar="T", help="above 0; several are compared (0.9)")
     flag("--top-k", type=size, metavar="K", help="draw among the K most probable tokens (all)")
     top_p = number(float, 0, 1, open_low=True)
-    flag("--top-p", type=top_p, default=0.95, metavar="P", help="draw among the fewest that hold P (%(default)s)")
+    flag("--top-p", type=top_p, metavar="P", help="draw among the fewest that hold P (1)")
     flag("--seed", type=number(int, 0, 2**62), default=0, metavar="N", help="of the random numbers (%(default)s)")
     flag = parser.add_argument_group("model").add_argument
     flag("--model", choices=["lstm", "cell"], help="open a checkpoint of one with the other (its own)")
@@ -446,7 +448,7 @@ def main(argv=None):
         if args.memory:
             model.memory_size = args.memory
     prompts = [read_stdin() if text == "-" else text for text in args.prompt or []] or [None]
-    decoders = [None] * args.greedy + (args.temperature or ([] if args.greedy else [1.0]))  # temperatures
+    decoders = [None] * args.greedy + (args.temperature or ([] if args.greedy else [DEFAULT_TEMPERATURE]))  # temperatures
     alone = len(loaded) == args.num_samples == 1
     if args.show_attention and len(prompts) * len(decoders) * len(loaded) > 1:
         raise InputError("a file takes one picture: give one checkpoint, prompt and temperature, or no file name")

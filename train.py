@@ -47,8 +47,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from sample import LARGEST, MODELS, check_sizes, continuations, device_of, first_line, load_checkpoint, model_name
-from sample import read_checkpoint, save_checkpoint
+from sample import DEFAULT_TEMPERATURE, LARGEST, MODELS, check_sizes, continuations, device_of, first_line
+from sample import load_checkpoint, model_name, read_checkpoint, save_checkpoint
 
 OPTIMIZERS = {
     "adamw": functools.partial(torch.optim.AdamW, fused=True),
@@ -603,7 +603,7 @@ def test(run, out, display):
     save_checkpoint(path, {**checkpoint, "results": results})
     per_word = TOKENISERS[vocabulary.tokeniser].per_word
     prompt = vocabulary.decode(corpus.valid[: 10 * per_word])
-    steps = continuations(model, vocabulary, prompt, 60 * per_word, seed=args.seed, temperature=1.0, top_p=0.95)
+    steps = continuations(model, vocabulary, prompt, 60 * per_word, seed=args.seed, temperature=DEFAULT_TEMPERATURE)
     text = vocabulary.join([*prompt, *(token for (token,) in steps)])
     name = model_name(vars(args))
     display.line(f"\nThe first {len(prompt)} tokens of the validation text, and how {name} goes on:\n")

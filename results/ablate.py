@@ -36,9 +36,9 @@ class NoCopying(AttentionLM):
 
     loss = LanguageModel.loss
 
-    def mixture(self, r, weights, followers):
+    def mixture(self, r, weights, followers, temperature=1.0):
         """What `attend` returned -> log-probabilities (T, B, V)."""
-        return self.log_softmax(r)
+        return self.log_softmax(r, temperature)
 
 
 def zeros_between(begin, end):

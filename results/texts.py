@@ -1,7 +1,7 @@
 """How near the models' texts are to real ones, in numbers.
 
     python -m results.texts out/lstm/checkpoint.pt out/attention/checkpoint.pt --half second
-    python -m results.texts out/attention/checkpoint.pt --temperature 0.7 1 --top-p 0.95 1 --split test
+    python -m results.texts out/attention/checkpoint.pt --temperature 0.8 0.9 1 --top-p 0.95 1 --split test
 
 Each model continues passages of a text that it has not been trained on. The first row measures the real continuations,
 and a decoding is good if its row is near that one in all columns at once:
@@ -74,8 +74,8 @@ def main(argv=None):
     flag("--texts", type=positive, default=100, metavar="N", help="number of passages (%(default)s)")
     flag("--given", type=number(int, 4), default=100, metavar="N", help="tokens of a passage (%(default)s)")
     flag("--tokens", type=positive, default=200, metavar="N", help="tokens of a continuation (%(default)s)")
-    flag("--temperature", type=above_0, nargs="+", default=[1.0], metavar="T", help="one or several (1)")
-    flag("--top-p", type=number(float, 0, 1, True), nargs="+", default=[0.95], metavar="P", help="(0.95)")
+    flag("--temperature", type=above_0, nargs="+", default=[0.9], metavar="T", help="one or several (0.9)")
+    flag("--top-p", type=number(float, 0, 1, True), nargs="+", default=[1.0], metavar="P", help="(1)")
     flag("--greedy", action="store_true", help="also greedy (off)")
     flag("--seeds", type=positive, default=1, metavar="N", help="repeat with seeds 0 to N - 1 (%(default)s)")
     args = parser.parse_args(argv)
