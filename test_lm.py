@@ -852,30 +852,46 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
 # --- sample.py -----------------------------------------------------------------------------
 
 
-def test_greedy_and_temperature():
+def test_greedy_and_drawing():
     log_probs = torch.log_softmax(torch.randn(4, 30, dtype=torch.float64), -1)
     best = log_probs.argmax(-1)
-    assert torch.equal(sample.choose(log_probs), best)
-    for seed in range(20):  # temperature -> 0 tends to greedy, and one of one is the best
+    assert torch.equal(sample.choose(log_probs, greedy=True), best)
+    for seed in range(20):  # one of one is the best
         generator = torch.Generator().manual_seed(seed)
-        assert torch.equal(sample.choose(log_probs, temperature=10.0**-seed / 1000, generator=generator), best)
-        assert torch.equal(sample.choose(log_probs, temperature=1.0, top_k=1, generator=generator), best)
-        assert torch.equal(sample.choose(log_probs, temperature=1.0, top_p=1e-9, generator=generator), best)
+        assert torch.equal(sample.choose(log_probs, top_k=1, generator=generator), best)
+        assert torch.equal(sample.choose(log_probs, top_p=1e-9, generator=generator), best)
+    rows = log_probs[:1].expand(40_000, -1)
+    drawn = sample.choose(rows, generator=torch.Generator().manual_seed(0))
+    seen = torch.bincount(drawn, minlength=30) / 40_000
+    assert (seen - log_probs[0].exp()).abs().max() < 0.01
+
+
+@each_kind
+def test_temperature_acts_on_what_is_generated(name):
+    """P = softmax(logits / t), and in a model that copies a_0 softmax(logits / t) + what is copied."""
+    model, tokens = make_model(name), torch.randint(11, (12, 2))
+    logits = []
+    model.output.register_forward_hook(lambda module, inputs, output: logits.append(output))
+    plain = model(tokens)[0].exp()
+    share = torch.ones(12, 2, 1, dtype=torch.float64)
+    if "attention" in name:
+        share = model.attend(tokens)[1][..., :1]
+    copied = plain - share * torch.softmax(logits[0], -1)
+    for temperature in (0.3, 0.9, 2.0):
+        p = model(tokens, None, temperature)[0].exp()
+        assert_same([p], [share * torch.softmax(logits[0] / temperature, -1) + copied])
     for temperature in (1e-300, 1e-46, 1e39, 1e300):  # all that --temperature takes: no number overflows into nan
-        assert sample.choose(log_probs.float(), temperature=temperature).max() < 30
-    for temperature in (0.5, 1.0, 2.0):  # draws follow P^(1/t)
-        rows = log_probs[:1].expand(40_000, -1)
-        drawn = sample.choose(rows, temperature=temperature, generator=torch.Generator().manual_seed(0))
-        expected = torch.softmax(log_probs[0] / temperature, -1)
-        seen = torch.bincount(drawn, minlength=30) / 40_000
-        assert (seen - expected).abs().max() < 0.01
+        assert model.float()(tokens, None, temperature)[0].exp().sum(-1).allclose(torch.ones(12, 2))
+    prompts = torch.randint(11, (5, 3))
+    greedy, coldest = (torch.stack(list(sample.generate(model, prompts, 9, temperature=t))) for t in (None, 1e-30))
+    assert "attention" in name or torch.equal(greedy, coldest)  # temperature -> 0 tends to greedy
 
 
 def test_a_draw_at_either_end_takes_no_token_of_probability_zero(monkeypatch):
     log_probs = torch.tensor([[0.0, 0.5, 0.5, 0.0]]).log()
     for number, token in [(0.0, 1), (1 - 2.0**-53, 2)]:  # the least and the largest that torch.rand gives
         monkeypatch.setattr(torch, "rand", lambda *shape, **how: torch.full(shape, number, dtype=torch.float64))
-        assert sample.choose(log_probs, temperature=1.0).tolist() == [token]
+        assert sample.choose(log_probs).tolist() == [token]
 
 
 def test_top_k_and_top_p_keep_the_right_tokens():
@@ -883,7 +899,7 @@ def test_top_k_and_top_p_keep_the_right_tokens():
 
     def kept(**how):
         generator = torch.Generator().manual_seed(0)
-        return set(sample.choose(p, temperature=1.0, generator=generator, **how).tolist())
+        return set(sample.choose(p, generator=generator, **how).tolist())
 
     assert kept(top_k=2) == {1, 3} and kept(top_k=99) == kept() == {0, 1, 2, 3, 4}
     assert kept(top_p=0.39) == {1} and kept(top_p=0.41) == {1, 3} and kept(top_p=0.9) == {0, 1, 3, 4}
@@ -926,7 +942,7 @@ def test_sampling_from_the_command_line(trained, capsys):
     assert alone.out == sampled(capsys, paths[0], "--prompt", "the zebra", "--greedy", "--tokens", 12).out
     drawn = [sampled(capsys, paths[1], "--seed", seed).out for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
-    assert drawn[0] == sampled(capsys, paths[1], "--temperature", 1, "--top-p", 0.95).out  # the default
+    assert drawn[0] == sampled(capsys, paths[1], "--temperature", 0.9).out  # the default
     several = sampled(capsys, paths[2], "--num-samples", 3, "--prompt", "a dog", "--tokens", 9).out
     assert several.count("a dog") >= 3
     model, vocabulary, _ = sample.load_checkpoint(paths[0])
