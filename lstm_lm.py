@@ -39,7 +39,8 @@ class LanguageModel(nn.Module):
 
     vocab_size, embedding_size, hidden_size: V, E and H.  dropout: the probability with which a unit is set to zero in
     training.
-    input: "embedding", a learned vector for each token, or "one-hot", a vector of V numbers with a single 1, so E is V.
+    one_hot: whether a token is read as a vector of V numbers with a single 1, so that E is V, and not as its embedding, a
+    learned vector.
     tie_weights: whether the output layer shares the matrix of the embedding.  Raises ValueError if it cannot.
     locked_dropout: drop the same units at all steps of a call.  weight_dropout: the probability with which an element
     of W_hh is set to zero in training. See `lstm_cell.LSTM`.
@@ -51,15 +52,15 @@ class LanguageModel(nn.Module):
         embedding_size,
         hidden_size,
         dropout=0.0,
-        input="embedding",
+        one_hot=False,
         tie_weights=False,
         locked_dropout=False,
         weight_dropout=0.0,
     ):
         super().__init__()
-        if tie_weights and input == "one-hot":
+        if tie_weights and one_hot:
             raise ValueError("tied weights need --input embedding: one-hot input has no matrix to share")
-        self.vocab_size, self.one_hot = vocab_size, input == "one-hot"
+        self.vocab_size, self.one_hot = vocab_size, one_hot
         self.dropout, self.locked_dropout = dropout, locked_dropout
         self.dropouts = {"dropout": dropout, "locked_dropout": locked_dropout, "weight_dropout": weight_dropout}
         self.embedding_size = vocab_size if self.one_hot else embedding_size

@@ -25,7 +25,6 @@ chosen, because it stands for words outside the vocabulary.
 Sizes in comments: P tokens of prompt, B samples in parallel, V words.
 """
 
-import argparse
 import html
 import io
 import itertools
@@ -50,8 +49,9 @@ DEFAULT_TEMPERATURE = 0.9
 
 def shared_options(settings):
     """The settings that all models take, as arguments of `LSTMLM`."""
-    names = "embedding_size hidden_size dropout locked_dropout weight_dropout input tie_weights".split()
-    return {"num_layers": settings["layers"], **{name: settings[name] for name in names}}
+    names = "embedding_size hidden_size dropout locked_dropout weight_dropout tie_weights".split()
+    same = {name: settings[name] for name in names}
+    return {**same, "num_layers": settings["layers"], "one_hot": settings["input"] == "one-hot"}
 
 
 def build_lstm(vocab_size, settings):

@@ -43,10 +43,9 @@ from attention_lm import AttentionLM, attention
 from data import InputError, Vocabulary
 from lstm_cell import LSTM, LSTMCell, unroll
 from lstm_lm import LanguageModel, LSTMLM
-from results import ngram, texts
 
 MODELS = ["lstm", "cell", "attention"]
-KINDS = [*MODELS, "self-attention"]  # attention with the memory of the encoder, and with that of the decoder
+KINDS = [*sample.MODELS, "self-attention"]  # attention with the decoder's memory; and models that you add to MODELS
 HERE = pathlib.Path(__file__).resolve().parent
 SIZES = "--hidden-size 16 --batch-size 4 --bptt 8 --lr 0.01 --device cpu --dtype float32 --threads 1".split()
 SMALL = [*SIZES, "--epochs", "2"]  # 97 steps in an epoch
@@ -72,8 +71,13 @@ def make_model(name, vocab_size=11, size=6, dtype=torch.float64, seed=0, **more)
     if name.endswith("attention"):
         memory_from = "encoder" if name == "attention" else "decoder"
         model = AttentionLM(vocab_size, size, size, memory_from=memory_from, **{"memory_size": 6, **more})
-    else:
+    elif name in MODELS:
         model = LSTMLM(vocab_size, size, size, core=name, **more)
+    else:
+        settings = vars(train.parse_arguments(["--model", name, "--hidden-size", str(size), "--no-tie-weights"]))
+        more = {"dropout": 0.0, "layers": more.pop("num_layers", 1), **more}
+        more["input"] = "one-hot" if more.pop("one_hot", False) else "embedding"
+        model = sample.MODELS[name](vocab_size, {**settings, **more})
     return model.to(dtype).eval()
 
 
@@ -503,7 +507,7 @@ def test_no_model_sees_the_future_or_another_stream(name):
 @each_kind
 def test_one_hot_is_an_embedding(name):
     """W_ih of one-hot input is W_ih E^T of an embedding E: the same function."""
-    by_lookup, by_vector = make_model(name), make_model(name, input="one-hot")
+    by_lookup, by_vector = make_model(name), make_model(name, one_hot=True)
     weights = by_lookup.state_dict()
     E = weights.pop("embedding.weight")  # (V, E)
     for key in weights:
@@ -566,12 +570,12 @@ def test_bfloat16_products_leave_the_loss_in_float32(name):
 
 
 def test_tied_weights_are_one_matrix_and_first_weights_are_small():
-    for name in KINDS:
+    for name in [*MODELS, "self-attention"]:
         tied, free = make_model(name, tie_weights=True), make_model(name)
         assert tied.embedding.weight is tied.output.weight
         assert sum(p.numel() for p in free.parameters()) - sum(p.numel() for p in tied.parameters()) == 11 * 6
         with pytest.raises(ValueError, match="one-hot"):
-            make_model(name, input="one-hot", tie_weights=True)
+            make_model(name, one_hot=True, tie_weights=True)
         smaller = make_model(name, tie_weights=True).__class__(11, 4, 6, tie_weights=True)  # E smaller than H
         assert smaller.embedding.weight is smaller.output.weight and smaller.output.weight.shape == (11, 4)
         assert smaller(torch.randint(11, (5, 2)))[0].shape == (5, 2, 11)
@@ -588,6 +592,8 @@ def test_dropout_is_off_in_evaluation_and_on_in_training(name):
     """Each kind alone changes what a model computes, and one layer's locked dropout is the same at all steps."""
     tokens = torch.randint(11, (8, 2))
     for options in ({"dropout": 0.5}, {"dropout": 0.5, "locked_dropout": True}, {"weight_dropout": 0.5}):
+        if name not in [*MODELS, "self-attention"] and "dropout" not in options:
+            continue  # a model that is added need not have it
         if name == "lstm" and len(options) + ("weight_dropout" in options) > 1:
             with pytest.raises(ValueError, match="--model cell"):
                 make_model("lstm", **options)
@@ -595,7 +601,7 @@ def test_dropout_is_off_in_evaluation_and_on_in_training(name):
         model = make_model(name, num_layers=2, **options).train()
         assert not torch.equal(model(tokens)[0], model(tokens)[0])
         assert torch.equal(model.eval()(tokens)[0], model(tokens)[0])
-    if name == "lstm":
+    if name == "lstm" or name not in [*MODELS, "self-attention"]:
         return
     model = make_model(name, dropout=0.5, locked_dropout=True).train()
     zero = model.embed(tokens.new_zeros(8, 2)) == 0  # one token at all steps
@@ -1569,7 +1575,7 @@ def test_the_commands_run_without_a_warning(corpus_file, tmp_path):
 
 def test_hidden_sizes_give_equally_many_parameters():
     counts = []
-    for name, size in zip(KINDS, (256, 256, 190, 240)):
+    for name, size in zip([*MODELS, "self-attention"], (256, 256, 190, 240)):
         args = train.parse_arguments(flags_of(name))
         assert (args.hidden_size, args.embedding_size) == (size, size)
         model = sample.MODELS[args.model](4820, vars(args))
@@ -1599,7 +1605,7 @@ REFUSED = [  # (script, flags, message)
     (train, "--resume nowhere", "no folder nowhere"),
     (train, "--resume good.txt", "no folder good.txt"),
     (train, "--no-such-flag", "--no-such-flag"),
-    (train, "--model gru", "gru"),
+    (train, "--model transformer", "transformer"),
     (sample, "nowhere.pt", "nowhere.pt cannot be read"),
     (sample, "folder", "cannot be read"),
     (sample, "truncated.pt", "truncated.pt is not a checkpoint"),
@@ -1770,70 +1776,3 @@ def test_help_groups_flags_and_states_defaults(script, capsys, corpus_file):
     data.main([corpus_file])  # shows what a corpus looks like
     shown = capsys.readouterr().out
     assert "different tokens, tokeniser word" in shown and "test:" in shown and "the cat" in shown
-
-
-# --- results/ --------------------------------------------------------------------------------
-
-
-def plain_kneser_ney(train, context, word, vocabulary_size, highest=True):
-    """P(word | context), from the definition and by counting the text anew each time."""
-    n = len(context) + 1
-    longer = {tuple(train[k : k + n + 1]) for k in range(len(train) - n)}
-    grams = [tuple(train[k : k + n]) for k in range(len(train) - n + 1)] if highest else [gram[1:] for gram in longer]
-    n1, n2 = (sum(grams.count(gram) == k for gram in set(grams)) for k in (1, 2))
-    D = n1 / (n1 + 2 * n2) if n1 else 0.5
-    shorter = plain_kneser_ney(train, context[1:], word, vocabulary_size, False) if context else 1 / vocabulary_size
-    total = sum(gram[:-1] == tuple(context) for gram in grams)
-    if total == 0:
-        return shorter
-    types = len({gram for gram in grams if gram[:-1] == tuple(context)})
-    return (max(grams.count((*context, word)) - D, 0) + D * types * shorter) / total
-
-
-def test_kneser_ney(corpus_file, corpus, capsys):
-    # By hand, "0 1 0 0": word 0 is counted 3 times and word 1 once, so D = 1 / (1 + 0) = 1 and 2 types are seen.
-    assert ngram.KneserNey([0, 1, 0, 0], 1, 2).probability((), 0) == pytest.approx((3 - 1) / 4 + 1 * 2 / 4 * 1 / 2)
-    # "0 0 1 2 2 3 3": 1 is counted once and the others twice or more, so D = 1 / (1 + 2 * 3).
-    D = 1 / 7
-    assert ngram.KneserNey([0, 0, 1, 2, 2, 3, 3], 1, 4).probability((), 0) == pytest.approx((2 - D) / 7 + D * 4 / 7 / 4)
-    draw = random.Random(0)
-    tokens = [min(int(draw.expovariate(0.4)), 7) for _ in range(60)]
-    for order in (1, 2, 3):
-        model = ngram.KneserNey(tokens, order, 9)
-        assert len(set(model.discounts)) == order + 1  # each order has its own
-        for _ in range(10):
-            context = tuple(draw.choices(range(8), k=order - 1))
-            p = [model.probability(context, word) for word in range(9)]
-            assert p == pytest.approx([plain_kneser_ney(tokens, context, word, 9) for word in range(9)])
-            assert sum(p) == pytest.approx(1)
-    log_probs = [math.log(model.probability(tuple(tokens[:t]), tokens[t])) for t in range(20)]
-    assert model.perplexity(tokens[:20]) == pytest.approx(math.exp(-sum(log_probs) / 20))
-    assert ngram.KneserNey([0, 1] * 50, 2, 2).perplexity([0, 1] * 20) < 1.2
-    ngram.main([corpus_file, "--order", "2"])
-    model = ngram.KneserNey(corpus.train.tolist(), 2, len(corpus.vocabulary))
-    assert f"2-gram: test perplexity {model.perplexity(corpus.test.tolist()):.2f}\n" in capsys.readouterr().out
-
-
-def test_texts_are_measured(trained, corpus, capsys, monkeypatch):
-    monkeypatch.setattr(texts, "FREQUENT", 3)
-    model = ngram.KneserNey([0, 1, 2, 3, 4] * 9, 2, 5)
-    text = [0, 1, 2, 3, 4, 4, 0, 1, 2, 3, 3]  # given the first 5
-    doubled, again, known, perplexity, rarer, back = texts.measure([text], 5, {(1, 2, 3, 4), (4, 0, 1, 2)}, model)
-    assert (doubled, again, known) == (2 / 6, 1 / 6, 1 / 6)  # 4 4 and 3 3; 0 1 2 3; 4 0 1 2
-    nats = -sum(math.log(model.probability((a,), b)) for a, b in itertools.pairwise(text[4:]))
-    assert perplexity == pytest.approx(math.exp(nats / 6))
-    assert (rarer, back) == (3 / 6, 3 / 3)  # 4, 3 and 3, which the passage had
-    assert texts.measure([[0, 1, 2, 4, 0, 3]], 4, set(), model)[4:] == (1 / 2, 0.0)
-    cut = texts.passages(torch.arange(30), 3, 10)  # (length, count), evenly spaced
-    assert cut.t().tolist() == [list(range(k, k + 10)) for k in (0, 10, 20)] and cut.dtype == torch.int64
-    with pytest.raises(InputError, match="fewer than a passage of 31"):
-        texts.passages(torch.arange(30), 1, 31)
-    flags = "--texts 5 --given 10 --tokens 12 --greedy --temperature 0.7 1 --top-p 0.9 1 --half first".split()
-    texts.main([*(str(trained[name].path) for name in MODELS), *flags])
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[2:]] == [name for name in MODELS for _ in range(1 + 2 * 2)]
-    known = set(zip(*(corpus.train[k:].tolist() for k in range(4))))
-    real = texts.passages(corpus.valid[: len(corpus.valid) // 2], 5, 22).t().tolist()
-    numbers = texts.measure(real, 10, known, ngram.KneserNey(corpus.train.tolist(), 5, len(corpus.vocabulary)))
-    shown = [f"{numbers[k]:.1f}" if k == 3 else f"{numbers[k]:.1%}" for k in range(6)]
-    assert lines[1].split()[-6:] == shown
