@@ -601,6 +601,12 @@ def test_dropout_is_off_in_evaluation_and_on_in_training(name):
         model = make_model(name, num_layers=2, **options).train()
         assert not torch.equal(model(tokens)[0], model(tokens)[0])
         assert torch.equal(model.eval()(tokens)[0], model(tokens)[0])
+    # It is also before the output layer.
+    model, r = make_model(name, dropout=0.5).train(), torch.randn(8, 2, 6, dtype=torch.float64)
+    torch.manual_seed(1)
+    log_probs = model.log_softmax(r)
+    torch.manual_seed(1)
+    assert_same([log_probs], [F.log_softmax(model.output(lstm_cell.dropout(r, 0.5)), dim=-1)])
     if name == "lstm" or name not in [*MODELS, "self-attention"]:
         return
     model = make_model(name, dropout=0.5, locked_dropout=True).train()
@@ -1188,15 +1194,19 @@ def test_what_is_reported(corpus, monkeypatch):
 
 def test_the_best_model_is_kept_and_tested(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "schedule", lambda progress, *_: 1 if progress < 0.7 else 200)  # then it gets worse
-    results = train.main([*SMALL, "--valid-every", "30", "--out", str(tmp_path)], corpus)
-    rows = read_log(tmp_path)
+    flags, out = [*SMALL, "--valid-every", "30"], tmp_path / "whole"
+    results = train.main([*flags, "--out", str(out)], corpus)
+    rows = read_log(out)
     assert [row["step"] for row in rows] == ["30", "60", "90", "120", "150", "180", "194"]  # the last step, too
     losses = [float(row["valid_loss"]) for row in rows]
     assert losses.index(min(losses)) < len(losses) - 1
-    model, vocabulary, _ = sample.load_checkpoint(tmp_path / "checkpoint.pt")
+    model, vocabulary, _ = sample.load_checkpoint(out / "checkpoint.pt")
     valid, test = (train.perplexity(train.evaluate(model, part, vocabulary.start)) for part in corpus[2:])
     assert valid == pytest.approx(train.perplexity(min(losses)), rel=1e-3)
     assert [results["valid_ppl"], results["test_ppl"]] == pytest.approx([valid, test], rel=1e-5)
+    resumed, deaths = run_with_kills(flags, tmp_path / "killed", corpus, monkeypatch, {590, 690, 760})
+    assert deaths > 1 and resumed["test_ppl"] == results["test_ppl"]  # also by a run that is resumed after the best
+    assert_same_runs(out, tmp_path / "killed")
 
 
 def test_training_stops_at_the_target_and_at_the_time(corpus, tmp_path, monkeypatch):
