@@ -36,7 +36,6 @@ How a text is cut into tokens is an entry of `TOKENISERS`; you can add your own.
 import argparse
 import array
 import ast
-import collections
 import contextlib
 import functools
 import hashlib

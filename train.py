@@ -139,7 +139,10 @@ def join_processes():
     if count > 1 and not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group(timeout=datetime.timedelta(days=7))  # the others wait while rank 0 validates
+        store, rank, count = next(dist.rendezvous("env://"))
+        store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)  # it outlives a restart
+        wait = datetime.timedelta(days=7)  # the others wait while rank 0 validates
+        dist.init_process_group(store=store, rank=rank, world_size=count, timeout=wait)
     return rank, count
 
 
