@@ -21,7 +21,7 @@ from data import SPLITS, InputError, Parser, load_corpus, number, run
 import torch
 
 from results.ngram import KneserNey
-from sample import generate, load_checkpoint, model_name
+from sample import DEFAULT_TEMPERATURE, generate, load_checkpoint, model_name
 
 FREQUENT = 300
 
@@ -74,7 +74,7 @@ def main(argv=None):
     flag("--texts", type=positive, default=100, metavar="N", help="number of passages (%(default)s)")
     flag("--given", type=number(int, 4), default=100, metavar="N", help="tokens of a passage (%(default)s)")
     flag("--tokens", type=positive, default=200, metavar="N", help="tokens of a continuation (%(default)s)")
-    flag("--temperature", type=above_0, nargs="+", default=[0.9], metavar="T", help="one or several (0.9)")
+    flag("--temperature", type=above_0, nargs="+", default=[DEFAULT_TEMPERATURE], metavar="T", help="(0.85)")
     flag("--top-p", type=number(float, 0, 1, True), nargs="+", default=[1.0], metavar="P", help="(1)")
     flag("--greedy", action="store_true", help="also greedy (off)")
     flag("--seeds", type=positive, default=1, metavar="N", help="repeat with seeds 0 to N - 1 (%(default)s)")
