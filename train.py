@@ -384,6 +384,7 @@ class Run:
 def train(run, out, display):
     """Train until the epochs, the minutes or the target perplexity are reached.
 
+    Each turn of the loop either validates, or takes one step. To change what happens in a step, see `Run.training_step`.
     out: the folder to save to, a path.  display: a Display.
     Raises InputError when a weight becomes inf or nan.
     """
@@ -398,7 +399,7 @@ def train(run, out, display):
         progress = from_first(run.progress())
         finished = progress == 1 and counters.step > 0
         if (finished or counters.step % every == 0) and counters.validated < counters.step:
-            run.save(out)
+            run.save(out)  # a validation can take long
             if display.live:
                 display.update("validating")
             display.line(run.validate())
