@@ -50,7 +50,7 @@ DEFAULT_TEMPERATURE = 0.85
 def shared_options(settings):
     """The settings that all models take, as arguments of `LSTMLM`."""
     names = "embedding_size hidden_size dropout locked_dropout weight_dropout tie_weights".split()
-    same = {name: settings[name] for name in names}
+    same = {name: settings[name] for name in names if name in settings}  # one that is newer than a file has its default
     return {**same, "num_layers": settings["layers"], "one_hot": settings["input"] == "one-hot"}
 
 

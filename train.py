@@ -566,7 +566,7 @@ def claim(out):
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / "log.csv").touch(exist_ok=False)  # one of several runs that begin at the same moment makes this file
-        return True
+        return not (out / "checkpoint.pt").exists()
     except FileExistsError:
         return False
     except OSError as error:
@@ -579,7 +579,8 @@ def folder_of(args):
         return pathlib.Path(args.resume)
     if args.out:
         if not claim(pathlib.Path(args.out)):
-            raise InputError(f"{args.out} holds a run already: give another --out, or go on with --resume {args.out}")
+            advice = f"give another --out, or go on with --resume {args.out}"
+            raise InputError(f"{args.out} holds a run already, or is a file: {advice}")
         return pathlib.Path(args.out)
     name = model_name(vars(args))
     names = itertools.chain([name], (f"{name}-{n}" for n in itertools.count(2)))
