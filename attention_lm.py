@@ -14,15 +14,15 @@ in a similar situation, and what followed there may well follow here:
     score_0  = s . h' + b                           the sentinel: "look at no slot"
     a        = softmax(score)                       weights over the sentinel and the slots
     context' = sum_j a_j m_j                        what the model sees by looking back; the sentinel adds nothing
-    r        = tanh(W [h', context'] + d)           the readout; with an encoder, W [h', context', m]
+    r        = tanh(W [h', context'] + d)           the readout, a Linear; with an encoder, W [h', context', m]
     P(w)     = a_0 softmax(Linear(r))_w + sum_j a_j [x_{j+1} = w]
 
 The last line is a mixture of two distributions over the next word w; the brackets are 1 where the tokens are equal and
 0 elsewhere. The model generates a word with probability a_0, and copies one from the memory with probability 1 - a_0.
 `decay` is one learned number: the weight of a slot falls with this power of its distance t - j.
 
-The memory slides along the text. At step t, when x_t has been read, the slots t-M to t-1-k are in view. For example, at
-step 6 with M = 5 and k = 2:
+The memory slides along the text. At step t, when x_t has been read, the slots t-M to t-1-k are in view, where M is the
+size of the memory and k the delay. For example, at step 6 with M = 5 and k = 2:
 
     step          1     2     3     4     5     6
     token read    the   cat   sat   .     but   the
@@ -65,7 +65,7 @@ def attention(h, sentinel, slots, bias):
     sentinel: a Linear from H to 1, for its score.
     slots: a list of parts, (B, S_k, H) each, S slots in all. They come in parts because in training the carried ones
         need no gradient: a step then takes a fifth less time.
-    bias (T, S): is added to the scores of the slots; -inf takes a slot out of view.
+    bias (T, S): is added to the scores of the slots: -decay log(t - j), or -inf for a slot out of view.
 
     The weights of a step sum to 1, and that of the sentinel is first.
     """
@@ -136,8 +136,10 @@ class AttentionLM(LanguageModel):
             self.readout = nn.Linear(2 * hidden_size, self.readout_size)
         self.sentinel = nn.Linear(hidden_size, 1)
         nn.init.zeros_(self.sentinel.weight)
-        nn.init.constant_(self.sentinel.bias, 2)  # as much weight as 7 slots, whose scores are near 0 at first: without
-        self.decay = nn.Parameter(torch.zeros(1))  # it the softmax over the words would hardly be trained at the start
+        # At first the scores of the slots are near 0. With 2 the sentinel has the weight of 7 slots; without it, the
+        # softmax over the words would hardly be trained at the start.
+        nn.init.constant_(self.sentinel.bias, 2)
+        self.decay = nn.Parameter(torch.zeros(1))
 
     def start(self, input):
         """The state before anything has been read: an empty memory, and zeros."""

@@ -31,6 +31,7 @@ class LSTMCell(nn.Module):
     """One step of an LSTM, like `torch.nn.LSTMCell`.
 
     input_size, hidden_size: I and H.  bias: whether b_ih and b_hh exist.
+    Parameters: weight_ih (4H, I), weight_hh (4H, H), bias_ih and bias_hh (4H,), or None, which `F.linear` takes, too.
     """
 
     def __init__(self, input_size, hidden_size, bias=True):
@@ -112,8 +113,10 @@ def expect_shape(name, tensor, *shape):
 # The line dc = dc' * f has neither a matrix nor a slope. So while f stays near 1, the gradient survives many steps.
 #
 # Only what needs the result of the neighbouring step is inside the two loops. The product W_ih x is computed for all
-# steps before the loop, and so are, in backward, the factors of dc' and dh': `dz_per_dc` is what dc' is multiplied by
-# to give dz_i, dz_f and dz_g.
+# steps before the loop. So are, in backward, the factors: `dz_per_dc` is what dc' is multiplied by to give dz_i, dz_f
+# and dz_g, and `dc_per_dh` and `dz_per_dh` are what dh' is multiplied by to give its part of dc', and dz_o. In the loop,
+# dh and dc come from the step after and leave for the step before. Under autocast W_hh has 16 bits: dz is converted to
+# its dtype before the product, and the result back.
 
 
 class Recurrence(torch.autograd.Function):

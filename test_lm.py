@@ -86,12 +86,16 @@ def flags_of(name):
     return ["--model", name.removeprefix("self-"), *["--memory-from", "decoder"] * (name == "self-attention")]
 
 
-def results_and_gradients(module, inputs, hx):
-    """A module's output, states, and the gradients into its inputs, states and parameters of one scalar."""
+def results_and_gradients(module, inputs, hx, bfloat16=False):
+    """A module's output, states, and the gradients into its inputs, states and parameters of one scalar.
+
+    bfloat16: compute products in it, by autocast, which ends before the backward, as in training.
+    """
     inputs = inputs.detach().clone().requires_grad_()
     hx = None if hx is None else tuple(part.detach().clone().requires_grad_() for part in hx)
     module.zero_grad()
-    output, rest = module(inputs, hx)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        output, rest = module(inputs, hx)
     flat = [output, *(rest if isinstance(rest, tuple) else [rest])]
     generator = torch.Generator().manual_seed(1)
     weights = [torch.randn(part.shape, generator=generator, dtype=torch.float64).to(part.dtype) for part in flat]
@@ -235,8 +239,7 @@ def test_lstm_in_lower_precision():
         single.load_state_dict(exact.state_dict())
         near = results_and_gradients(single, x.float(), tuple(part.float() for part in hx))
         assert_same([part.double() for part in near], expected, rtol=1e-4, atol=1e-4)
-        with torch.autocast("cpu", torch.bfloat16):
-            rough = results_and_gradients(single, x.float(), tuple(part.float() for part in hx))
+        rough = results_and_gradients(single, x.float(), tuple(part.float() for part in hx), bfloat16=True)
         assert all((a.double() - b).norm() < 0.03 * b.norm() for a, b in zip(rough, expected))
 
 
@@ -915,7 +918,7 @@ def test_top_k_and_top_p_keep_the_right_tokens():
 
     assert kept(top_k=2) == {1, 3} and kept(top_k=99) == kept() == {0, 1, 2, 3, 4}
     assert kept(top_p=0.39) == {1} and kept(top_p=0.41) == {1, 3} and kept(top_p=0.9) == {0, 1, 3, 4}
-    assert kept(top_k=3, top_p=0.6) == {1, 3}
+    assert kept(top_k=3, top_p=0.7) == {1, 3}
     p = torch.zeros(5000, 4)  # all equal, and still no more than two
     assert len(kept(top_k=2)) == 2
 
