@@ -514,9 +514,7 @@ def test_one_hot_is_an_embedding(name):
     weights = by_lookup.state_dict()
     E = weights.pop("embedding.weight")  # (V, E)
     for key in weights:
-        if "weight_ih" in key and "encoder" in key or "core.weight_ih" in key:
-            weights[key] = weights[key] @ E.t()
-        if key == "decoder.weight_ih_l0":
+        if key.endswith("weight_ih_l0"):
             weights[key] = weights[key] @ E.t()
         if key == "decoder.weight_ih":
             weights[key] = torch.cat((weights[key][:, :6] @ E.t(), weights[key][:, 6:]), 1)
