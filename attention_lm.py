@@ -31,9 +31,9 @@ size of the memory and k the delay. For example, at step 6 with M = 5 and k = 2:
     in view       yes   yes   yes
 
 The k newest slots are out of view, because h' still holds what was read in the last few steps. There is a second
-reason: the follower of the newest slot is the token just read. A model that copies it writes a word twice, and all later
-states agree with that, so that the text is caught in a loop. At the first steps no slot is in view, so a_0 is 1 and the
-context is zero.
+reason: the follower of the newest slot is the token just read. A model that copies it writes a word twice, and all
+later states agree with that, so that the text is caught in a loop. At the first steps no slot is in view, so a_0 is 1
+and the context is zero.
 
 The memory can hold the states of one of two networks:
 

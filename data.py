@@ -177,8 +177,8 @@ def detokenise(tokens):
         piece = token if glued else " " + token
         yield piece
         line += piece
-        opens = token in ("(", "[", "{", "/", "-", "$", "@", "#", "\\") or (token == "." and not ends_sentence(line[:-1]))
-        opens = opens or (quote and not closes)
+        opens = token in ("(", "[", "{", "/", "-", "$", "@", "#", "\\") or (quote and not closes)
+        opens = opens or (token == "." and not ends_sentence(line[:-1]))
         if quote:
             open_quotes ^= {token}
 

@@ -114,9 +114,9 @@ def expect_shape(name, tensor, *shape):
 #
 # Only what needs the result of the neighbouring step is inside the two loops. The product W_ih x is computed for all
 # steps before the loop. So are, in backward, the factors: `dz_per_dc` is what dc' is multiplied by to give dz_i, dz_f
-# and dz_g, and `dc_per_dh` and `dz_per_dh` are what dh' is multiplied by to give its part of dc', and dz_o. In the loop,
-# dh and dc come from the step after and leave for the step before. Under autocast W_hh has 16 bits: dz is converted to
-# its dtype before the product, and the result back.
+# and dz_g, and `dc_per_dh` and `dz_per_dh` are what dh' is multiplied by to give its part of dc', and dz_o. In the
+# loop, dh and dc come from the step after and leave for the step before. Under autocast W_hh has 16 bits: dz is
+# converted to its dtype before the product, and the result back.
 
 
 class Recurrence(torch.autograd.Function):

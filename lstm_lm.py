@@ -39,8 +39,8 @@ class LanguageModel(nn.Module):
 
     vocab_size, embedding_size, hidden_size: V, E and H.  dropout: the probability with which a unit is set to zero in
     training.
-    one_hot: whether a token is read as a vector of V numbers with a single 1, so that E is V, and not as its embedding, a
-    learned vector.
+    one_hot: whether a token is read as a vector of V numbers with a single 1, so that E is V, and not as its embedding,
+    a learned vector.
     tie_weights: whether the output layer shares the matrix of the embedding.  Raises ValueError if it cannot.
     locked_dropout: drop the same units at all steps of a call.  weight_dropout: the probability with which an element
     of W_hh is set to zero in training. See `lstm_cell.LSTM`.

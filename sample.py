@@ -448,7 +448,8 @@ def main(argv=None):
         if args.memory:
             model.memory_size = args.memory
     prompts = [read_stdin() if text == "-" else text for text in args.prompt or []] or [None]
-    decoders = [None] * args.greedy + (args.temperature or ([] if args.greedy else [DEFAULT_TEMPERATURE]))  # temperatures
+    temperatures = args.temperature or ([] if args.greedy else [DEFAULT_TEMPERATURE])
+    decoders = [None] * args.greedy + temperatures
     alone = len(loaded) == args.num_samples == 1
     if args.show_attention and len(prompts) * len(decoders) * len(loaded) > 1:
         raise InputError("a file takes one picture: give one checkpoint, prompt and temperature, or no file name")

@@ -19,8 +19,8 @@ A run is a folder that no other run writes to: out/cell, then out/cell-2, and so
     log.csv         one row for each validation; a copy of what checkpoint.pt holds
 
 checkpoint.pt is written at the start, about once a minute, before and after each validation, and at the end. A new file
-replaces the old one in one step, so that there is a whole one at every moment. However a run ends, --resume goes on from
-that file and comes to the same weights and the same log.
+replaces the old one in one step, so that there is a whole one at every moment. However a run ends, --resume goes on
+from that file and comes to the same weights and the same log.
 
 Perplexity is exp(mean of -log P(token) in nats) over a split. Every token of the split is a target once. The split is
 read as one text from beginning to end with its state carried, as Mikolov et al. (2010) and Zaremba et al. (2014) do, so
@@ -384,7 +384,7 @@ class Run:
 def train(run, out, display):
     """Train until the epochs, the minutes or the target perplexity are reached.
 
-    Each turn of the loop either validates, or takes one step. To change what happens in a step, see `Run.training_step`.
+    Each turn of the loop either validates or takes one step. To change what happens in a step, see `Run.training_step`.
     out: the folder to save to, a path.  display: a Display.
     Raises InputError when a weight becomes inf or nan.
     """
@@ -492,7 +492,9 @@ def make_parser():
     flag = parser.add_argument_group("machine and files").add_argument
     flag("--device", default="auto", help="auto, cuda, mps or cpu (%(default)s)")
     flag("--dtype", choices=["auto", "float32", "bfloat16"], default="auto", help="of products (bfloat16 where fast)")
-    flag("--threads", metavar="N", type=number(int, 1, 1024), help="of the processor (all, or one while that is faster)")
+    flag(
+        "--threads", metavar="N", type=number(int, 1, 1024), help="of the processor (all, or one while that is faster)"
+    )
     flag("--out", metavar="DIR", help="the folder to write to (out/cell, or the first of out/cell-2, ... that is free)")
     flag("--resume", metavar="DIR", help="go on with the run in DIR, or begin one there")
     return parser

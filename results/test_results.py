@@ -1,6 +1,6 @@
 """Tests of the scripts behind the README's figures: each against a plain form of what it computes, and one small run.
 
-    pytest results
+pytest results
 """
 
 import collections

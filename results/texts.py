@@ -53,7 +53,8 @@ def measure(texts, given, known, ngram):
             if text[t] >= FREQUENT:
                 rarer += 1
                 back += text[t] in text[:t]
-    return doubled / tokens, again / tokens, training / tokens, math.exp(nats / tokens), rarer / tokens, back / max(1, rarer)
+    shares = doubled / tokens, again / tokens, training / tokens
+    return *shares, math.exp(nats / tokens), rarer / tokens, back / max(1, rarer)
 
 
 def show(name, how, numbers):
