@@ -441,7 +441,9 @@ def prepare(texts, level="word", min_count=3, max_size=None):
     for split, tokens, text in zip(SPLITS, splits, texts):
         if len(tokens) < 10 and not (split == "test" and not text):
             raise InputError(f"the {split} split is too short ({len(tokens)} tokens): give more text")
-    counts = dict(zip(index, torch.bincount(splits[0], minlength=len(index)).tolist()))
+    parts = splits[0].split(1_000_000)  # bincount makes numbers of eight bytes, and here not of all at once
+    counts = sum(torch.bincount(part, minlength=len(index)) for part in parts).tolist()
+    counts = dict(zip(index, counts))  # {token: how often it occurs}
     vocabulary = Vocabulary.build(counts, level, min_count if tokeniser.drops_rare else 1, max_size)
     renumber = vocabulary.encode(index).int()  # (tokens in index,)
     for tokens in splits:
