@@ -598,7 +598,7 @@ def main(argv=None):
     vocabulary = corpus.vocabulary
     print(f"{args.data}: {len(vocabulary):,} different tokens, tokeniser {vocabulary.tokeniser}")
     for split, tokens in zip(SPLITS, corpus[1:]):
-        unknown = (tokens == vocabulary.unknown).sum() / max(1, len(tokens))
+        unknown = (tokens == vocabulary.unknown).count_nonzero() / max(1, len(tokens))
         text = "".join(vocabulary.join(vocabulary.decode(tokens[:60])))
         print(f"\n{split}: {len(tokens):,} tokens, {unknown:.1%} of them {UNK}; it begins\n{text}")
 

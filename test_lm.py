@@ -458,13 +458,13 @@ def test_attention_copies_what_it_can_only_know_by_looking_back(name):
     model = make_model(name, vocab_size=60, size=32, dtype=torch.float32, memory_size=30, seed=1).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
 
-    def text(B=20):
+    def text(B=12):
         names, order = (torch.rand(6, B).argsort(0) for _ in "ab")  # (6, B)
         numbers = torch.randint(6, 60, (6, B))
         names, numbers = (torch.cat((part, part.gather(0, order))) for part in (names, numbers))
         return torch.stack((names, numbers), dim=1).flatten(0, 1)  # (24, B): name number name number ...
 
-    for _ in range(200):
+    for _ in range(120):
         optimizer.zero_grad()
         tokens = text()
         model.loss(tokens[:-1], tokens[1:])[0].backward()
