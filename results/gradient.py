@@ -13,7 +13,7 @@ Sizes in comments: T steps, B passages, E embedding, H hidden units, L layers, R
 
 import math
 
-from data import InputError, Parser, load_corpus, number, run, write_atomically
+from data import Parser, number, run, write_atomically
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -21,6 +21,7 @@ from torch import nn
 import train
 from lstm_lm import LanguageModel
 from results.texts import passages
+from results.words import open_together
 from sample import MODELS, load_checkpoint, shared_options, svg, svg_text
 
 REACH = 100  # steps back
@@ -106,11 +107,8 @@ def main(argv=None):
     flag("--file", default="gradient.svg", metavar="FILE.svg", help="the picture (%(default)s)")
     args = parser.parse_args(argv)
     MODELS["tanh"] = build_tanh
-    lstm, vocabulary, checkpoint = load_checkpoint(args.checkpoint, model="cell")
+    [(lstm, vocabulary, checkpoint)], corpus = open_together([args.checkpoint], model="cell")
     settings = checkpoint["settings"]
-    corpus = load_corpus(*(settings[name] for name in ("data", "level", "min_count", "vocab_size", "split")))
-    if corpus.vocabulary.plain() != vocabulary.plain():
-        raise InputError("the text that the checkpoint was trained on has changed since: train anew")
     known = vars(train.make_parser().parse_args([]))
     if args.train_tanh:
         words = train.as_flags({**settings, "model": "tanh"}, known)

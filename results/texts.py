@@ -17,11 +17,12 @@ and a decoding is good if its row is near that one in all columns at once:
 import itertools
 import math
 
-from data import SPLITS, InputError, Parser, load_corpus, number, run
+from data import SPLITS, InputError, Parser, number, run
 import torch
 
 from results.ngram import KneserNey
-from sample import DEFAULT_TEMPERATURE, generate, load_checkpoint, model_name
+from results.words import open_together
+from sample import DEFAULT_TEMPERATURE, generate, model_name
 
 FREQUENT = 300
 
@@ -80,11 +81,8 @@ def main(argv=None):
     flag("--greedy", action="store_true", help="also greedy (off)")
     flag("--seeds", type=positive, default=1, metavar="N", help="repeat with seeds 0 to N - 1 (%(default)s)")
     args = parser.parse_args(argv)
-    loaded = [load_checkpoint(path) for path in args.checkpoints]
-    settings, vocabulary = loaded[0][2]["settings"], loaded[0][1]
-    corpus = load_corpus(*(settings[name] for name in ("data", "level", "min_count", "vocab_size", "split")))
-    if any(other.index2word != corpus.vocabulary.index2word for _, other, _ in loaded):
-        raise InputError("the checkpoints must be trained on one corpus, and this corpus unchanged")
+    loaded, corpus = open_together(args.checkpoints)
+    vocabulary = corpus.vocabulary
     split = getattr(corpus, args.split)
     middle = len(split) // 2
     split = {"first": split[:middle], "second": split[middle:], None: split}[args.half]

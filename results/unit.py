@@ -12,10 +12,11 @@ measured on the test text. (Without one, on the second half of the validation te
 Sizes in comments: N tokens, E embedding, H hidden units.
 """
 
-from data import EOS, TOKENISERS, UNK, InputError, Parser, load_corpus, run, write_atomically
+from data import EOS, TOKENISERS, UNK, InputError, Parser, run, write_atomically
 import torch
 
-from sample import load_checkpoint, svg, svg_text
+from results.words import open_together
+from sample import svg, svg_text
 
 WIDTH, LEFT, ROW = 880, 24, 76  # of the picture, its margin and a row of text, in pixels
 STYLE = ".outside{fill:none}.inside{fill:#ffe680}.yes{fill:#d95f02}.no{fill:#0b5394}.zero{fill:#999}.gate{fill:#222}"
@@ -129,10 +130,7 @@ def main(argv=None):
     flag("--property", choices=list(PROPERTIES), default="parenthesis", help="(%(default)s)")
     flag("--file", default="unit.svg", metavar="FILE.svg", help="the picture (%(default)s)")
     args = parser.parse_args(argv)
-    model, vocabulary, checkpoint = load_checkpoint(args.checkpoint, model="cell")
-    corpus = load_corpus(*(checkpoint["settings"][n] for n in ("data", "level", "min_count", "vocab_size", "split")))
-    if corpus.vocabulary.plain() != vocabulary.plain():
-        raise InputError("the text that the checkpoint was trained on has changed since: train anew")
+    [(model, vocabulary, _)], corpus = open_together([args.checkpoint], model="cell")
     start = TOKENISERS[vocabulary.tokeniser].start
     readings = []
     for text in (corpus.valid, corpus.test) if len(corpus.test) else corpus.valid.tensor_split(2):

@@ -38,8 +38,8 @@ def main(argv=None):
     parser.add_argument("checkpoints", nargs="+", metavar="checkpoint.pt", help="all trained on one corpus")
     parser.add_argument("--length", type=number(int, 1), default=256, metavar="N", help="of a window (%(default)s)")
     args = parser.parse_args(argv)
-    models, corpus = open_together(args.checkpoints)
-    for path, model in zip(args.checkpoints, models):
+    loaded, corpus = open_together(args.checkpoints)
+    for path, (model, _, _) in zip(args.checkpoints, loaded):
         nats = evaluate_windows(model, corpus.valid, corpus.vocabulary.start, args.length)
         print(f"{path}: {nats:.4f} nats per token in windows of {args.length}")
 

@@ -20,17 +20,17 @@ MEMORY_SIZES = (35, 70, 140, 400, 1000, 2000, 4000)
 NEAR = 400  # words
 
 
-def open_together(paths):
-    """Open checkpoints of one corpus -> (their models in evaluation mode, the Corpus).
+def open_together(paths, model=None):
+    """Open checkpoints of one corpus -> (what `load_checkpoint` returns for each, the Corpus).
 
-    Raises InputError for a file that is no checkpoint, and for one of another corpus.
+    model: as in `load_checkpoint`.  Raises InputError for a file that is no checkpoint, and for one of another corpus.
     """
-    loaded = [load_checkpoint(path) for path in paths]
+    loaded = [load_checkpoint(path, model=model) for path in paths]
     settings = loaded[0][2]["settings"]
     corpus = load_corpus(*(settings[name] for name in ("data", "level", "min_count", "vocab_size", "split")))
     if any(vocabulary.plain() != corpus.vocabulary.plain() for _, vocabulary, _ in loaded):
         raise InputError("the checkpoints must be trained on one corpus, and this corpus unchanged")
-    return [model for model, _, _ in loaded], corpus
+    return loaded, corpus
 
 
 def stands_before(tokens, distance):
@@ -58,9 +58,9 @@ def main(argv=None):
     parser = Parser(__doc__)
     parser.add_argument("checkpoints", nargs="+", metavar="checkpoint.pt", help="all trained on one corpus")
     args = parser.parse_args(argv)
-    models, corpus = open_together(args.checkpoints)
+    loaded, corpus = open_together(args.checkpoints)
     near = stands_before(corpus.valid.tolist(), NEAR)  # (N,)
-    for path, model in zip(args.checkpoints, models):
+    for path, (model, _, _) in zip(args.checkpoints, loaded):
         nats = nats_of_each(model, corpus.valid, corpus.vocabulary.start)  # (N,)
         print(f"{path}: perplexity on")
         groups = {"all words": nats, f"words that stand among the {NEAR} before": nats[near], "the others": nats[~near]}
