@@ -10,7 +10,7 @@ step the model compares its own state with those in the slots. A slot that agree
 in a similar situation, and what followed there may well follow here:
 
     h', c'   = LSTMCell([x, context], (h, c))       the decoder; x is an embedding, context that of the step before
-    score_j  = m_j . h' - decay log(t - j)          dot product with each slot in view, less for slots far back
+    score_j  = m_j . h' - decay log(max(t - j, n))  dot product with each slot in view, less for slots far back
     score_0  = s . h' + b                           the sentinel: "look at no slot"
     a        = softmax(score)                       weights over the sentinel and the slots
     context' = sum_j a_j m_j                        what the model sees by looking back; the sentinel adds nothing
@@ -19,10 +19,11 @@ in a similar situation, and what followed there may well follow here:
 
 The last line is a mixture of two distributions over the next word w; the brackets are 1 where the tokens are equal and
 0 elsewhere. The model generates a word with probability a_0, and copies one from the memory with probability 1 - a_0.
-`decay` is one learned number: the weight of a slot falls with this power of its distance t - j.
+`decay` is one learned number: the weight of a slot falls with this power of its distance t - j, but slots nearer than
+n = 16 count as n steps away.
 
-The memory slides along the text. At step t, when x_t has been read, the slots t-M to t-1-k are in view, where M is the
-size of the memory and k the delay. For example, at step 6 with M = 5 and k = 2:
+The memory slides along the text. At step t, when x_t has been read, the slots t-M to t-1-k are in view, unless their
+follower is x_t itself. M is the size of the memory and k the delay. For example, at step 6 with M = 5 and k = 2:
 
     step          1     2     3     4     5     6
     token read    the   cat   sat   .     but   the
@@ -30,10 +31,11 @@ size of the memory and k the delay. For example, at step 6 with M = 5 and k = 2:
     follower      cat   sat   .     but   the             so it may copy the follower of m_1, "cat".
     in view       yes   yes   yes
 
-The k newest slots are out of view, because h' still holds what was read in the last few steps. There is a second
-reason: the follower of the newest slot is the token just read. A model that copies it writes a word twice, and all
-later states agree with that, so that the text is caught in a loop. At the first steps no slot is in view, so a_0 is 1
-and the context is zero.
+The k newest slots are out of view, because h' still holds what was read in the last few steps. The other two rules are
+for writing. A model that writes what it has just written gets into a state that agrees even more with the last ones, so
+that the text is caught in a loop: "tab id and tab id and tab id". A slot whose follower is x_t would double a word, and
+a preference for the nearest slots would repeat the last phrase. At the first steps no slot is in view, so a_0 is 1 and
+the context is zero.
 
 The memory can hold the states of one of two networks:
 
@@ -65,7 +67,7 @@ def attention(h, sentinel, slots, bias):
     sentinel: a Linear from H to 1, for its score.
     slots: a list of parts, (B, S_k, H) each, S slots in all. They come in parts because in training the carried ones
         need no gradient: a step then takes a fifth less time.
-    bias (T, S): is added to the scores of the slots: -decay log(t - j), or -inf for a slot out of view.
+    bias (B, T, S): is added to the scores of the slots: what `decay` subtracts, or -inf for a slot out of view.
 
     The weights of a step sum to 1, and that of the sentinel is first.
     """
@@ -106,6 +108,7 @@ class AttentionLM(LanguageModel):
     memory_from: "encoder" or "decoder", as above.
     memory_size: M in reading. In training it is smaller, see `grow`.
     delay: k, the number of newest slots that are out of view.
+    near: n, the distance up to which all slots count as equally near.
 
     The other arguments are those of `LanguageModel`; weight_dropout acts in the LSTM whose states are the memory.
     The state is a `State`, or any tuple of the same tensors.
@@ -120,11 +123,12 @@ class AttentionLM(LanguageModel):
         memory_from="encoder",
         memory_size=2000,
         delay=2,
+        near=16,
         **options,
     ):
         super().__init__(vocab_size, embedding_size, hidden_size, **options)
         self.hidden_size, self.num_layers, self.memory_from = hidden_size, num_layers, memory_from
-        self.memory_size, self.delay = memory_size, delay
+        self.memory_size, self.delay, self.near = memory_size, delay, near
         self.memory_size_in_training = min(memory_size, 400)
         lstm = LSTM(self.embedding_size, hidden_size, num_layers, **self.dropouts)
         if memory_from == "encoder":
@@ -163,19 +167,20 @@ class AttentionLM(LanguageModel):
         step = slot[len(state.tokens) :, None]  # (T, 1), the slot that each step adds
         distance = step - slot  # (T, S), t - j
         in_view = (self.delay < distance) & (distance <= M)  # (T, S)
-        bias = -self.decay * distance.clamp_min(1).to(self.decay.dtype).log()  # (T, S)
-        bias = bias.masked_fill(~in_view, -torch.inf)  # (T, S)
+        followers = torch.cat((tokens[1:], tokens[-1:]))  # (S, B)
+        doubles = followers.t()[:, None] == input.t()[:, :, None]  # (B, T, S)
+        bias = -self.decay * distance.clamp_min(self.near).to(self.decay.dtype).log()  # (T, S)
+        bias = bias.masked_fill(~in_view | doubles, -torch.inf)  # (B, T, S)
         read = self.read_with_encoder if self.memory_from == "encoder" else self.read_alone
         m, seen, weights, carried = read(self.embed(input), state, bias)
         r = torch.tanh(self.readout(torch.cat(seen, dim=-1)))  # (T, B, R)
         memory = torch.cat((state.memory, m))  # (S, B, H)
-        followers = torch.cat((tokens[1:], tokens[-1:]))  # (S, B)
         return r, weights, followers, State(tokens[-M:], memory[-M:], *carried)
 
     def read_with_encoder(self, x, state, bias):
         """The encoder reads x (T, B, E) first. Then the decoder reads it step by step, with what it sees.
 
-        bias (T, S): see `attention`.  Returns the new slots (T, B, H), what the readout is given, weights
+        bias (B, T, S): see `attention`.  Returns the new slots (T, B, H), what the readout is given, weights
         (T, B, 1 + S), and h, c, context, decoder_h and decoder_c of the next state.
         """
         m, encoder_state = self.encoder(x, (state.h, state.c))  # (T, B, H)
@@ -184,7 +189,7 @@ class AttentionLM(LanguageModel):
         hs, contexts, weights = [], [], []
         for t in range(len(x)):
             h, c = self.decoder(torch.cat((x[t], context[0]), dim=-1), (h, c))  # (B, H) each
-            context, a = attention(h[None], self.sentinel, slots, bias[t : t + 1])  # (1, B, H), (1, B, 1 + S)
+            context, a = attention(h[None], self.sentinel, slots, bias[:, t : t + 1])  # (1, B, H), (1, B, 1 + S)
             hs.append(h[None])
             contexts.append(context)
             weights.append(a)
