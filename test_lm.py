@@ -310,22 +310,22 @@ def test_attention_is_torchs_attention_over_the_slots_in_view():
         h = torch.randn(B, T, H, dtype=torch.float64)
         slots = [torch.randn(B, S, H, dtype=torch.float64) for S in (carried, T)]
         sentinel = nn.Linear(H, 1).double()
-        in_view = torch.rand(T, carried + T) < 0.5
-        bias = torch.randn(T, carried + T, dtype=torch.float64).masked_fill(~in_view, -torch.inf)
+        in_view = torch.rand(B, T, carried + T) < 0.5
+        bias = torch.randn(B, T, carried + T, dtype=torch.float64).masked_fill(~in_view, -torch.inf)
         context, weights = (part.transpose(0, 1) for part in attention(h.transpose(0, 1), sentinel, slots, bias))
         zero = torch.zeros(B, 1, H, dtype=torch.float64)
         values = torch.cat((zero, *slots), dim=1)
-        bias = torch.cat((sentinel(h), bias.expand(B, -1, -1)), dim=-1)  # the score of the sentinel
+        bias = torch.cat((sentinel(h), bias), dim=-1)  # the score of the sentinel
         theirs = F.scaled_dot_product_attention(h, values, values, attn_mask=bias, scale=1.0)
         assert_same([context], [theirs])
         assert_same([weights.sum(-1)], [torch.ones(B, T, dtype=torch.float64)])
-        assert (weights[..., 1:][:, ~in_view] == 0).all()
+        assert (weights[..., 1:][~in_view] == 0).all()
 
 
 def plain_attention_model(model, tokens):
     """The model written in plain loops, one stream and one slot at a time -> probabilities (T, B, V)."""
     T, B = tokens.shape
-    H, M, k = model.hidden_size, model.memory_size, model.delay
+    H, M, k, n = model.hidden_size, model.memory_size, model.delay, model.near
     predictions = []
     for b in range(B):
         state = encoder_state = [torch.zeros(H, dtype=torch.float64)] * 2
@@ -344,7 +344,8 @@ def plain_attention_model(model, tokens):
             h = state[0]
             scores = [model.sentinel.weight[0] @ h + model.sentinel.bias[0]]
             seen = range(max(0, t - M), max(0, t - k))  # slots t-M to t-1-k
-            scores += [(slots[j][0] * h).sum() - model.decay[0] * math.log(t - j) for j in seen]
+            seen = [j for j in seen if slots[j][1] != tokens[t, b]]
+            scores += [(slots[j][0] * h).sum() - model.decay[0] * math.log(max(t - j, n)) for j in seen]
             a = [score.exp() / sum(other.exp() for other in scores) for score in scores]
             context = torch.zeros(H, dtype=torch.float64)
             for weight, j in zip(a[1:], seen):
@@ -368,11 +369,11 @@ def plain_step(lstm, x, state, suffix=""):
     return torch.sigmoid(o) * torch.tanh(c), c
 
 
-@pytest.mark.parametrize("M, k", [(3, 0), (4, 1), (6, 2), (100, 4)])
+@pytest.mark.parametrize("M, k, n", [(3, 0, 1), (4, 1, 3), (6, 2, 4), (100, 4, 7)])
 @pytest.mark.parametrize("name", ["attention", "self-attention"])
-def test_attention_model_is_the_one_in_plain_loops(name, M, k):
+def test_attention_model_is_the_one_in_plain_loops(name, M, k, n):
     """Log-probabilities and the gradient of the loss in every parameter, the encoder's too."""
-    model = make_model(name, memory_size=M, delay=k, tie_weights=True)
+    model = make_model(name, memory_size=M, delay=k, near=n, tie_weights=True)
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.7)  # so that attention is far from uniform
     input, target = torch.randint(11, (2, 13, 3))
@@ -395,29 +396,32 @@ def test_an_empty_memory_gives_no_context_and_copies_nothing(name):
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("name", ["attention", "self-attention"])
 def test_memory_is_respected_to_the_slot(name, training):
-    """A step sees the slots t-M to t-1-k, and all that it sees are followed by the token that came next."""
+    """A step sees the slots t-M to t-1-k whose follower is not the token just read, and no others."""
     for M, k, T in shapes(6, 5, 7, 3, 12):
         model = make_model(name, memory_size=M + 1, delay=k).train(training)
         model.memory_size_in_training = M
         seen_at_most = M if training else M + 1
-        tokens = torch.randint(11, (T, 2))
+        tokens = torch.randint(4, (T, 2))  # so few that tokens are often doubled
         _, state = model(tokens)
         assert len(state.tokens) == len(state.memory) == min(T, seen_at_most)
         _, weights, followers, _ = model.attend(tokens)
-        for t in range(T):
-            seen = (weights[t, :, 1:] > 0).all(0).nonzero()[:, 0].tolist()
-            assert seen == list(range(max(0, t - seen_at_most), t - k))
-            assert all(torch.equal(followers[j], tokens[j + 1]) for j in seen)
-            assert weights[t].count_nonzero() == 2 * (1 + len(seen))
+        assert torch.equal(followers[:-1], tokens[1:])
+        for t, b in itertools.product(range(T), range(2)):
+            seen = weights[t, b, 1:].nonzero()[:, 0].tolist()
+            in_view = range(max(0, t - seen_at_most), max(0, t - k))
+            assert seen == [j for j in in_view if tokens[j + 1, b] != tokens[t, b]]
 
 
 @pytest.mark.parametrize("k", [1, 2, 4])
 @pytest.mark.parametrize("name", ["attention", "self-attention"])
 def test_a_text_is_not_doubled_by_copying(name, k):
-    """None of the k tokens read last can be copied from where they were read, even by a model that only copies."""
-    model = make_model(name, vocab_size=40, memory_size=30, delay=k)
+    """A model that only copies cannot copy the token just read, nor the last k tokens from where they were read."""
+    model = make_model(name, vocab_size=40, memory_size=30, delay=k, near=1)
     nn.init.constant_(model.sentinel.bias, -1e4)
     model.decay.data.fill_(50.0)  # from as near as it can
+    tokens = torch.randint(3, (30, 1))
+    p = model(tokens)[0].exp()[:, 0]  # (30, 40)
+    assert (p[torch.arange(8, 30), tokens[8:, 0]] < 1e-30).all()  # by then there is another token to copy
     tokens = torch.randperm(40)[:20, None]  # no token occurs twice
     p = model(tokens)[0].exp()[:, 0]  # (20, 40)
     for t in range(k + 1, 20):
@@ -427,16 +431,17 @@ def test_a_text_is_not_doubled_by_copying(name, k):
 
 @pytest.mark.parametrize("name", ["attention", "self-attention"])
 def test_decay_lowers_far_slots_by_a_power_of_their_distance(name):
-    model = make_model(name, memory_size=30)
+    model = make_model(name, vocab_size=30, memory_size=30, near=6)
     model.decay.data.fill_(0.0)
     for parameter in (model.encoder if name == "attention" else model.decoder).parameters():
         nn.init.zeros_(parameter)  # then all slots are zeros, and only their distances differ
-    tokens = torch.randint(11, (20, 1))
+    tokens = torch.randperm(30)[:20, None]
     equal = model.attend(tokens)[1][-1, 0, 1:18]  # slots 0 to 16 at step 19
     assert_same([equal], [equal[:1].expand(17)])
     model.decay.data.fill_(1.5)
     weights = model.attend(tokens)[1][-1, 0, 1:18]
-    assert_same([weights / weights[0]], [(torch.arange(19.0, 2, -1).double() / 19) ** -1.5])
+    distances = torch.arange(19.0, 2, -1).double().clamp_min(6)
+    assert_same([weights / weights[0]], [(distances / 19) ** -1.5])
 
 
 def test_memory_grows_in_training():
@@ -989,7 +994,8 @@ def test_attention_can_be_looked_at(trained, capsys, tmp_path):
     assert [line.split()[0] for line in lines] == tokens
     root = xml.etree.ElementTree.fromstring(picture.read_text())
     kinds = collections.Counter(element.get("class") for element in root.iter())
-    views = [(t, j) for t in range(N) for j in range(t - k)]  # slot j is in view from word j + k + 1 on
+    before = ["<eos>", *tokens]  # word t is predicted when before[t] has been read
+    views = [(t, j) for t in range(N) for j in range(t - k) if tokens[j] != before[t]]
     assert kinds["slot"] + kinds["hit"] == len(views) and kinds["bar"] == N
     assert kinds["hit"] == sum(tokens[j] == tokens[t] for t, j in views)
 

@@ -12,6 +12,7 @@ The first word says what is changed, and the flags after it are those of train.p
     full          as many slots as otherwise at the end, 400, are in view from the start of training
     no-decay      a slot's weight does not fall with its distance
     no-delay      the newest slots are in view, too
+    near          the nearest slots are preferred to others nearer than 16 steps
 
 The run's folder is out/no-copying, and so on. Other scripts do not open its checkpoint, because they do not know what
 was changed.
@@ -28,7 +29,7 @@ from attention_lm import AttentionLM
 from lstm_lm import LanguageModel
 from sample import MODELS, shared_options
 
-CHANGES = ["no-copying", "no-output", "no-input", "fixed", "full", "no-decay", "no-delay"]
+CHANGES = ["no-copying", "no-output", "no-input", "fixed", "full", "no-decay", "no-delay", "near"]
 
 
 class NoCopying(AttentionLM):
@@ -79,6 +80,8 @@ def build(change, vocab_size, settings):
         model.register_buffer("decay", torch.zeros(1))  # this is no parameter, so it is not trained
     elif change == "no-delay":
         model.delay = 0
+    elif change == "near":
+        model.near = 1
     return model
 
 

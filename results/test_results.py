@@ -186,7 +186,7 @@ def test_ablations_train_like_other_models(change, slots, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("memory_from", ["encoder", "decoder"])
-@pytest.mark.parametrize("change", ["no-copying", "no-output", "no-input", "no-decay", "no-delay"])
+@pytest.mark.parametrize("change", ["no-copying", "no-output", "no-input", "no-decay", "no-delay", "near"])
 def test_ablations_change_what_they_say(change, memory_from):
     flags = ["--model", "attention", "--memory-from", memory_from, *SMALL, "--dropout", "0"]
     settings = vars(train.parse_arguments(flags))
@@ -219,8 +219,10 @@ def test_ablations_change_what_they_say(change, memory_from):
     if change == "no-decay":
         assert "decay" not in dict(after.named_parameters()) and before.decay.grad.any()
     if change == "no-delay":
-        newest = [torch.stack([weights[t, :, t] for t in range(1, 9)]) for weights in slots]  # that of slot t - 1
-        assert not newest[0].any() and (newest[1] > 0).all()
+        newest = [torch.stack([weights[t, :, t - 1] for t in range(2, 9)]) for weights in slots]  # that of slot t - 2
+        assert not newest[0].any() and torch.equal(newest[1] > 0, input[1:-1] != input[2:])
+    if change == "near":
+        assert (before.near, after.near) == (16, 1)
 
 
 def test_words_are_grouped_by_what_stands_before_them(trained, corpus_file, capsys, monkeypatch):
