@@ -579,9 +579,13 @@ def run(main):
     except BrokenPipeError:  # the reader has left, as in `| head`: what is still in the buffer has nowhere to go
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (MemoryError, RuntimeError) as error:  # torch raises RuntimeError, MemoryError has no text
-        if not re.search("^$|out of memory|allocate memory|enough memory", str(error)):
+        if re.search("^$|out of memory|allocate memory|enough memory", str(error)):
+            advice = "out of memory: give smaller sizes (hidden size, batch, samples)"
+        elif "could not create a primitive" in str(error):
+            advice = "this processor cannot do this in bfloat16: give --dtype float32"
+        else:
             raise
-        print("error: out of memory: give smaller sizes (hidden size, batch, samples)", file=sys.stderr)
+        print(f"error: {advice}", file=sys.stderr)
         sys.exit(2)
 
 

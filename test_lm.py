@@ -1787,6 +1787,19 @@ def test_errors_leave_with_code_2_and_one_line(bad_folder, capsys):
         assert shown.err.startswith("error: ") and shown.err.count("\n") == 1
 
 
+def test_torchs_errors_that_a_user_can_correct(capsys):
+    def raise_error(text):
+        raise RuntimeError(text)
+
+    for text, advice in [("can't allocate memory: 8 bytes", "sizes"), ("could not create a primitive", "--dtype")]:
+        with pytest.raises(SystemExit):
+            data.run(lambda: raise_error(text))
+        shown = capsys.readouterr().err
+        assert advice in shown and shown.count("\n") == 1
+    with pytest.raises(RuntimeError, match="a fault"):
+        data.run(lambda: raise_error("a fault of the program"))
+
+
 @pytest.mark.parametrize("script", [data, sample, train])
 def test_help_groups_flags_and_states_defaults(script, capsys, corpus_file):
     with pytest.raises(SystemExit) as raised:

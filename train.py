@@ -6,7 +6,7 @@
     python train.py --model cell --minutes 1           # the best that one minute allows
     python train.py --model cell --data my.txt --level char --out out/mine
     python train.py --resume out/cell                  # go on after Ctrl-C, a kill or a power cut
-    torchrun --nproc_per_node=2 train.py --model cell  # one model, trained by two processes
+    torchrun --nproc_per_node=2 train.py --model cell  # one model, trained by two processes, for two GPUs
 
 From Python or a notebook:
 
@@ -131,6 +131,9 @@ def faster_threads(trial, every):
 # torchrun starts N processes. Each trains on B / N of the B streams, and DistributedDataParallel averages their
 # gradients, so that together they take the step that one process would take. (Their dropout differs.) The first,
 # rank 0, leads: it validates, prints, saves, and tells the others how far training is.
+#
+# Use one process for each GPU; on one CPU, one process is faster. To survive the loss of a process, make the folder
+# first: mkdir -p out/big && torchrun --max-restarts=2 --nproc_per_node=2 train.py --model cell --resume out/big
 
 
 def join_processes():
