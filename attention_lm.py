@@ -20,7 +20,7 @@ in a similar situation, and what followed there may well follow here:
 The last line is a mixture of two distributions over the next word w; the brackets are 1 where the tokens are equal and
 0 elsewhere. The model generates a word with probability a_0, and copies one from the memory with probability 1 - a_0.
 `decay` is one learned number: the weight of a slot falls with this power of its distance t - j, but slots nearer than
-n = 16 count as n steps away.
+n = 32 count as n steps away.
 
 The memory slides along the text. At step t, when x_t has been read, the slots t-M to t-1-k are in view, unless their
 follower is x_t itself. M is the size of the memory and k the delay. For example, at step 6 with M = 5 and k = 2:
@@ -123,7 +123,7 @@ class AttentionLM(LanguageModel):
         memory_from="encoder",
         memory_size=2000,
         delay=2,
-        near=16,
+        near=32,
         **options,
     ):
         super().__init__(vocab_size, embedding_size, hidden_size, **options)
