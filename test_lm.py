@@ -439,9 +439,10 @@ def test_decay_lowers_far_slots_by_a_power_of_their_distance(name):
     equal = model.attend(tokens)[1][-1, 0, 1:18]  # slots 0 to 16 at step 19
     assert_same([equal], [equal[:1].expand(17)])
     model.decay.data.fill_(1.5)
-    weights = model.attend(tokens)[1][-1, 0, 1:18]
-    distances = torch.arange(19.0, 2, -1).double().clamp_min(6)
-    assert_same([weights / weights[0]], [(distances / 19) ** -1.5])
+    for training, n in [(False, 6), (True, 3)]:
+        weights = model.train(training).attend(tokens)[1][-1, 0, 1:18]
+        distances = torch.arange(19.0, 2, -1).double().clamp_min(n)
+        assert_same([weights / weights[0]], [(distances / 19) ** -1.5])
 
 
 def test_memory_grows_in_training():

@@ -222,7 +222,7 @@ def test_ablations_change_what_they_say(change, memory_from):
         newest = [torch.stack([weights[t, :, t - 1] for t in range(2, 9)]) for weights in slots]  # that of slot t - 2
         assert not newest[0].any() and torch.equal(newest[1] > 0, input[1:-1] != input[2:])
     if change == "near":
-        assert (before.near, after.near) == (32, 1)
+        assert (before.near, after.near) == (64, 1)
 
 
 def test_words_are_grouped_by_what_stands_before_them(trained, corpus_file, capsys, monkeypatch):
