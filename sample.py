@@ -15,7 +15,7 @@ A language model gives log P(next token | text so far). Decoding turns it into a
     top-p           draw among the fewest tokens whose probabilities add up to p (nucleus
                     sampling, Holtzman et al., 2020)
 
-The default is temperature 0.85 for all models. With it the texts are nearest to real ones: see results/README.md. In a
+The default is temperature 0.9 for all models. With it the texts are nearest to real ones: see results/README.md. In a
 model that copies, the temperature acts on what it generates. What it copies is probable already: made more so, it would
 be copied again and again.
 
@@ -42,7 +42,7 @@ from attention_lm import AttentionLM
 from lstm_lm import LSTMLM
 
 LARGEST = 1_000_000  # the largest size that a flag may ask for
-DEFAULT_TEMPERATURE = 0.85
+DEFAULT_TEMPERATURE = 0.9
 
 # --- Models ----------------------------------------------------------------------------
 
@@ -402,7 +402,7 @@ def parse_arguments(argv):
     flag("--num-samples", type=size, default=1, metavar="N", help="continuations of each prompt (%(default)s)")
     flag = parser.add_argument_group("decoding").add_argument
     flag("--greedy", action="store_true", help="take the most probable token (off)")
-    flag("--temperature", type=above_0, nargs="+", metavar="T", help="above 0; several are compared (0.85)")
+    flag("--temperature", type=above_0, nargs="+", metavar="T", help="above 0; several are compared (0.9)")
     flag("--top-k", type=size, metavar="K", help="draw among the K most probable tokens (all)")
     top_p = number(float, 0, 1, open_low=True)
     flag("--top-p", type=top_p, metavar="P", help="draw among the fewest that hold P (1)")

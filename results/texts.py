@@ -76,7 +76,7 @@ def main(argv=None):
     flag("--texts", type=positive, default=100, metavar="N", help="number of passages (%(default)s)")
     flag("--given", type=number(int, 4), default=100, metavar="N", help="tokens of a passage (%(default)s)")
     flag("--tokens", type=positive, default=200, metavar="N", help="tokens of a continuation (%(default)s)")
-    flag("--temperature", type=above_0, nargs="+", default=[DEFAULT_TEMPERATURE], metavar="T", help="(0.85)")
+    flag("--temperature", type=above_0, nargs="+", default=[DEFAULT_TEMPERATURE], metavar="T", help="(0.9)")
     flag("--top-p", type=number(float, 0, 1, True), nargs="+", default=[1.0], metavar="P", help="(1)")
     flag("--greedy", action="store_true", help="also greedy (off)")
     flag("--seeds", type=positive, default=1, metavar="N", help="repeat with seeds 0 to N - 1 (%(default)s)")
