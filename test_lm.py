@@ -961,7 +961,7 @@ def test_sampling_from_the_command_line(trained, capsys):
     assert alone.out == sampled(capsys, paths[0], "--prompt", "the zebra", "--greedy", "--tokens", 12).out
     drawn = [sampled(capsys, paths[1], "--seed", seed).out for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
-    assert drawn[0] == sampled(capsys, paths[1], "--temperature", 0.85).out  # the default
+    assert drawn[0] == sampled(capsys, paths[1], "--temperature", sample.DEFAULT_TEMPERATURE).out  # the default
     several = sampled(capsys, paths[2], "--num-samples", 3, "--prompt", "a dog", "--tokens", 9).out
     assert several.count("a dog") >= 3
     model, vocabulary, _ = sample.load_checkpoint(paths[0])
