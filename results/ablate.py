@@ -12,7 +12,7 @@ The first word says what is changed, and the flags after it are those of train.p
     full          as many slots as otherwise at the end, 400, are in view from the start of training
     no-decay      a slot's weight does not fall with its distance
     no-delay      the newest slots are in view, too
-    near          the nearest slots are preferred to others nearer than 32 steps
+    near          the nearest slots are preferred, too
 
 The run's folder is out/no-copying, and so on. Other scripts do not open its checkpoint, because they do not know what
 was changed.
