@@ -45,7 +45,8 @@ from lstm_cell import LSTM, LSTMCell, unroll
 from lstm_lm import LanguageModel, LSTMLM
 
 MODELS = ["lstm", "cell", "attention"]
-KINDS = [*sample.MODELS, "self-attention"]  # attention with the decoder's memory; and models that you add to MODELS
+OURS = [*MODELS, "self-attention"]  # the last is attention with the decoder's memory
+KINDS = [*sample.MODELS, "self-attention"]  # and the models that you add to `sample.MODELS`
 HERE = pathlib.Path(__file__).resolve().parent
 SIZES = "--hidden-size 16 --batch-size 4 --bptt 8 --lr 0.01 --device cpu --dtype float32 --threads 1".split()
 SMALL = [*SIZES, "--epochs", "2"]  # 97 steps in an epoch
@@ -577,7 +578,7 @@ def test_bfloat16_products_leave_the_loss_in_float32(name):
 
 
 def test_tied_weights_are_one_matrix_and_first_weights_are_small():
-    for name in [*MODELS, "self-attention"]:
+    for name in OURS:
         tied, free = make_model(name, tie_weights=True), make_model(name)
         assert tied.embedding.weight is tied.output.weight
         assert sum(p.numel() for p in free.parameters()) - sum(p.numel() for p in tied.parameters()) == 11 * 6
@@ -599,7 +600,7 @@ def test_dropout_is_off_in_evaluation_and_on_in_training(name):
     """Each kind alone changes what a model computes, and one layer's locked dropout is the same at all steps."""
     tokens = torch.randint(11, (8, 2))
     for options in ({"dropout": 0.5}, {"dropout": 0.5, "locked_dropout": True}, {"weight_dropout": 0.5}):
-        if name not in [*MODELS, "self-attention"] and "dropout" not in options:
+        if name not in OURS and "dropout" not in options:
             continue  # a model that is added need not have it
         if name == "lstm" and len(options) + ("weight_dropout" in options) > 1:
             with pytest.raises(ValueError, match="--model cell"):
@@ -614,7 +615,7 @@ def test_dropout_is_off_in_evaluation_and_on_in_training(name):
     log_probs = model.log_softmax(r)
     torch.manual_seed(1)
     assert_same([log_probs], [F.log_softmax(model.output(lstm_cell.dropout(r, 0.5)), dim=-1)])
-    if name == "lstm" or name not in [*MODELS, "self-attention"]:
+    if name == "lstm" or name not in OURS:
         return
     model = make_model(name, dropout=0.5, locked_dropout=True).train()
     zero = model.embed(tokens.new_zeros(8, 2)) == 0  # one token at all steps
@@ -1600,7 +1601,7 @@ def test_the_commands_run_without_a_warning(corpus_file, tmp_path):
 
 def test_hidden_sizes_give_equally_many_parameters():
     counts = []
-    for name, size in zip([*MODELS, "self-attention"], (256, 256, 190, 240)):
+    for name, size in zip(OURS, (256, 256, 190, 240)):
         args = train.parse_arguments(flags_of(name))
         assert (args.hidden_size, args.embedding_size) == (size, size)
         model = sample.MODELS[args.model](4820, vars(args))

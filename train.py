@@ -495,9 +495,7 @@ def make_parser():
     flag = parser.add_argument_group("machine and files").add_argument
     flag("--device", default="auto", help="auto, cuda, mps or cpu (%(default)s)")
     flag("--dtype", choices=["auto", "float32", "bfloat16"], default="auto", help="of products (bfloat16 where fast)")
-    flag(
-        "--threads", metavar="N", type=number(int, 1, 1024), help="of the processor (all, or one while that is faster)"
-    )
+    flag("--threads", metavar="N", type=number(int, 1, 1024), help="of the processor (all, or one while it is faster)")
     flag("--out", metavar="DIR", help="the folder to write to (out/cell, or the first of out/cell-2, ... that is free)")
     flag("--resume", metavar="DIR", help="go on with the run in DIR, or begin one there")
     return parser

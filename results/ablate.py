@@ -11,8 +11,8 @@ The first word says what is changed, and the flags after it are those of train.p
     fixed         35 slots are in view throughout training
     full          as many slots as otherwise at the end, 400, are in view from the start of training
     no-decay      a slot's weight does not fall with its distance
-    no-delay      the newest slots are in view, too
-    near          the nearest slots are preferred, too
+    no-delay      the k newest slots are in view, too, but for the newest one: its follower is the token just read
+    near          each step nearer counts: n is 1 in training and in reading
 
 The run's folder is out/no-copying, and so on. Other scripts do not open its checkpoint, because they do not know what
 was changed.

@@ -1,7 +1,7 @@
 """An interpolated Kneser-Ney n-gram model: what a neural model should beat.
 
-python -m results.ngram                       # 5-gram on python-docs
-python -m results.ngram ptb --order 3
+    python -m results.ngram                       # 5-gram on python-docs
+    python -m results.ngram ptb --order 3
 """
 
 import collections
