@@ -4,7 +4,7 @@
     python sample.py out/cell/checkpoint.pt --prompt "the function returns" --greedy
     echo "if the file" | python sample.py out/cell/checkpoint.pt --prompt - --temperature 0.7
     python sample.py out/*/checkpoint.pt --prompt "the function returns" --greedy --temperature 0.5 1.0
-    python sample.py out/attention/checkpoint.pt --show-attention attention.svg
+    python sample.py out/attention/checkpoint.pt --show-attention
 
 A language model gives log P(next token | text so far). Decoding turns it into a text:
 
@@ -25,7 +25,6 @@ chosen, because it stands for words outside the vocabulary.
 Sizes in comments: P tokens of prompt, B samples in parallel, V words.
 """
 
-import html
 import io
 import itertools
 import os
@@ -314,58 +313,12 @@ def draw_attention(rows, tokens, width):
     return "\n".join(lines)
 
 
-def svg(width, height, parts, style=""):
-    """An SVG picture of this size, in pixels, with its parts on a white page."""
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}">'
-    style = f"<style>text{{font:11px sans-serif}}.page{{fill:#fff}}{style}</style>"
-    return f'{head}{style}<rect class="page" width="100%" height="100%"/>{"".join(parts)}</svg>\n'
-
-
-def svg_text(x, y, text, anchor="start", colour="black"):
-    """A text in an SVG picture that starts, ends or has its "middle" at a point."""
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}">{html.escape(text)}</text>'
-
-
-def attention_svg(rows, tokens):
-    """The last rows of `look_back` as an SVG picture.
-
-    Rows are the words to come. Columns are the slots most looked at, each named by its word and the word that followed.
-    A cell is as dark as its weight, and orange where the word that followed is the word to come. A bar beside each row
-    is the share of the prediction that is copied.
-    """
-    rows, cell, left, top = rows[-36:], 16, 110, 130
-    before = ["(start)", *tokens]
-    columns = [(left + cell * n, j) for n, j in enumerate(most_seen(rows, 46))]  # (x, slot)
-    right, bottom = left + cell * len(columns), top + cell * len(rows)
-    parts = [svg_text(right + 8, top - 8, "copied")]
-    for x, j in columns:
-        label = svg_text(0, 0, f"{before[j][:12]} \u2192 {tokens[j][:12]}")
-        parts.append(f'<g transform="translate({x + 11},{top - 6}) rotate(-60)">{label}</g>')
-    for y, (word, p, copied, weights) in zip(range(top, bottom, cell), rows):
-        parts.append(svg_text(left - 8, y + 12, word[:16], "end"))
-        parts.append(f'<rect class="bar" x="{right + 8}" y="{y + 3}" width="{60 * copied:.1f}" height="{cell - 6}"/>')
-        for x, j in columns:
-            if weights[j] == 0:  # the slot is not in view
-                continue
-            kind, shade = "hit" if tokens[j] == word else "slot", 0.05 + 0.95 * weights[j]
-            words = html.escape(f"{before[j]} \u2192 {tokens[j]}: {weights[j]:.3f}; P({word}) = {p:.3f}")
-            box = f'class="{kind}" x="{x}" y="{y}" width="{cell - 1}" height="{cell - 1}" fill-opacity="{shade:.3f}"'
-            parts.append(f"<rect {box}><title>{words}</title></rect>")
-    return svg(right + 80, bottom + 10, parts, ".slot{fill:#0b5394}.hit{fill:#d95f02}.bar{fill:#666}")
-
-
-def show_attention(file, model, vocabulary, tokens):
-    """Print where the model looks as it reads a text and, unless `file` is empty, draw it as an SVG file.
-
-    Raises InputError when the text is too short to look back, or the file cannot be written.
-    """
+def show_attention(model, vocabulary, tokens):
+    """Print where the model looks as it reads a text.  Raises InputError when the text is too short to look back."""
     if len(tokens) < model.delay + 2:
         raise InputError(f"there is nothing to look back at: give at least {model.delay + 2} words")
     rows = look_back(model, vocabulary, tokens)
     print(draw_attention(rows, tokens, shutil.get_terminal_size((110, 24)).columns))
-    if file:
-        write_atomically(file, attention_svg(rows, tokens).encode())
-        print(f"\nwrote {file}: open it in a browser; a square names its slot and weight")
 
 
 # --- The command -------------------------------------------------------------------------
@@ -411,11 +364,8 @@ def parse_arguments(argv):
     flag("--model", choices=["lstm", "cell"], help="open a checkpoint of one with the other (its own)")
     flag("--device", default="cpu", help="cpu, cuda, mps or auto (%(default)s)")
     flag("--memory", type=size, metavar="N", help="how many steps back an attention model sees (as in training)")
-    flag("--show-attention", nargs="?", const="", metavar="FILE.svg", help="draw what each word looked at (off)")
-    args = parser.parse_args(argv)
-    if args.show_attention and not args.show_attention.lower().endswith(".svg"):
-        parser.error(f"the picture {args.show_attention} must have a name that ends in .svg")
-    return args
+    flag("--show-attention", action="store_true", help="print what each word looked at (off)")
+    return parser.parse_args(argv)
 
 
 def title(path, checkpoint):
@@ -443,7 +393,7 @@ def main(argv=None):
     device = device_of(args.device)
     loaded = [load_checkpoint(path, device, args.model) for path in args.checkpoints]
     for path, (model, _, _) in zip(args.checkpoints, loaded):
-        if (args.memory or args.show_attention is not None) and not isinstance(model, AttentionLM):
+        if (args.memory or args.show_attention) and not isinstance(model, AttentionLM):
             raise InputError(f"{path} has no attention: leave --memory and --show-attention out")
         if args.memory:
             model.memory_size = args.memory
@@ -451,8 +401,6 @@ def main(argv=None):
     temperatures = args.temperature or ([] if args.greedy else [DEFAULT_TEMPERATURE])
     decoders = [None] * args.greedy + temperatures
     alone = len(loaded) == args.num_samples == 1
-    if args.show_attention and len(prompts) * len(decoders) * len(loaded) > 1:
-        raise InputError("a file takes one picture: give one checkpoint, prompt and temperature, or no file name")
     how = {"top_k": args.top_k, "top_p": args.top_p}
     for prompt, temperature in itertools.product(prompts, decoders):
         if not alone or len(prompts) * len(decoders) > 1:
@@ -475,9 +423,9 @@ def main(argv=None):
             firsts.append(samples[0])
         if columns:
             print(compare(columns, shutil.get_terminal_size((120, 24)).columns))
-        if args.show_attention is not None:
+        if args.show_attention:
             for tokens, (model, vocabulary, _) in zip(firsts, loaded):
-                show_attention(args.show_attention, model, vocabulary, tokens)
+                show_attention(model, vocabulary, tokens)
 
 
 if __name__ == "__main__":

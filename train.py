@@ -207,6 +207,7 @@ class Run:
         if args.batch_size % processes:
             raise InputError(f"--batch-size {args.batch_size} cannot be divided by {processes} processes")
         self.args, self.corpus, self.device, self.rank, self.processes = args, corpus, device, rank, processes
+        torch.set_num_threads(args.threads or torch.get_num_threads())
         torch.manual_seed(args.seed)
         try:
             self.model = MODELS[args.model](len(corpus.vocabulary), vars(args)).to(device)
@@ -221,6 +222,7 @@ class Run:
         sides = [streams(side, args.batch_size) for side in pairs(corpus.train, corpus.vocabulary.start)]
         self.input, self.target = (side.chunk(processes, dim=1)[rank].to(device) for side in sides)  # (N / B, B)
         self.steps_per_epoch = math.ceil(len(self.input) / args.bptt)
+        self.steps_between_validations = int(args.valid_every or self.steps_per_epoch)
         self.loss = Loss(self.model)
         self.counters, self.state, self.best = Counters(), None, None
         self.begun = self.interval = self.saved = time.monotonic()
@@ -370,18 +372,18 @@ class Run:
     def resume(self, checkpoint):
         """Go on from what `checkpoint` returned, if a trial step shows that it can.
 
-        Raises InputError if it cannot.
+        Raises InputError for another corpus, and any error for a checkpoint that was changed.
         """
-        try:
-            self.restore(checkpoint)
-            self.training_step(self.progress())
-            self.status(self.progress())
-            if not math.isfinite(self.counters.loss_sum):
-                raise ValueError("its weights are not finite")
-            self.model.load_state_dict(checkpoint["weights"])
-            self.restore(checkpoint)
-        except Exception as error:
-            raise InputError(f"the run cannot go on from its checkpoint.pt: {first_line(error)}") from None
+        if checkpoint["vocabulary"] != self.corpus.vocabulary.plain():
+            where, what = self.args.resume, "its vocabulary differs"
+            raise InputError(f"{self.args.data} is not the text that {where} was trained on: {what}")
+        self.restore(checkpoint)
+        self.training_step(self.progress())
+        self.status(self.progress())
+        if not math.isfinite(self.counters.loss_sum):
+            raise ValueError("its weights are not finite")
+        self.model.load_state_dict(checkpoint["weights"])
+        self.restore(checkpoint)
 
 
 def train(run, out, display):
@@ -392,16 +394,14 @@ def train(run, out, display):
     Raises InputError when a weight becomes inf or nan.
     """
     args, counters = run.args, run.counters
-    every = args.valid_every or run.steps_per_epoch
     all_threads = torch.get_num_threads()
     follow = not (args.threads or "OMP_NUM_THREADS" in os.environ or run.processes > 1 or run.device.type != "cpu")
-    torch.set_num_threads(args.threads or all_threads)
     run.model.train()
     checked = -math.inf
     while True:
         progress = from_first(run.progress())
         finished = progress == 1 and counters.step > 0
-        if (finished or counters.step % every == 0) and counters.validated < counters.step:
+        if (finished or counters.step % run.steps_between_validations == 0) and counters.validated < counters.step:
             run.save(out)  # a validation can take long
             if display.live:
                 display.update("validating")
@@ -409,7 +409,6 @@ def train(run, out, display):
             run.save(out)
             continue
         if finished:
-            torch.set_num_threads(all_threads)
             return
         if follow and time.monotonic() - checked > SAVE_EVERY:
             before, counters.threads = counters.threads, faster_threads(run.trial, all_threads)
@@ -511,7 +510,8 @@ def parse_arguments(argv, settings=None):
     if settings is not None:
         if args.epochs or args.minutes:
             settings = {**settings, "epochs": None, "minutes": None}
-        args = parser.parse_args([*as_flags(settings, vars(args)), *argv])
+        known = {name: value for name, value in settings.items() if name in args}  # of another version, there are more
+        args = parser.parse_args(argv, argparse.Namespace(**known))
     if not args.epochs and not args.minutes:
         args.epochs = 6
     sizes = {"attention": 190, "self-attention": 240}  # so all have as many parameters on python-docs, within 2%
@@ -528,40 +528,12 @@ def parse_arguments(argv, settings=None):
     return args
 
 
-def as_flags(settings, known):
-    """Settings as the words of a command line, so that one parser checks both.  known: the names that have a flag."""
-    words = []
-    for name, value in settings.items():
-        if name not in known or value is None:
-            continue  # a flag of another version, or one that is not given
-        flag = f"--{name.replace('_', '-')}"
-        if type(value) is bool:
-            words.append(flag if value else flag.replace("--", "--no-", 1))
-        elif type(value) is list and all(type(number) is float for number in value):
-            words += [flag, *map(str, value)]
-        elif type(value) in (str, int, float) and str(value).isprintable():
-            words.append(f"{flag}={value}")
-        else:
-            raise InputError(f"the checkpoint's setting {name} is damaged")
-    return words
-
-
-def resumed(argv):
-    """The flags of --resume DIR, with the settings of the run in DIR -> a namespace, the run's checkpoint.
-
-    The checkpoint is None where there is no run in DIR yet.
-    Raises InputError where there is no DIR, or the run cannot go on with these flags.
-    """
-    args = parse_arguments(argv)
-    path = pathlib.Path(args.resume) / "checkpoint.pt"
-    if not path.parent.is_dir():
-        raise InputError(f"there is no folder {args.resume} to resume: leave --resume out to begin a run")
-    if not path.exists():
-        return args, None
-    checkpoint = read_checkpoint(path)
-    if not isinstance(checkpoint.get("settings"), dict):
-        raise InputError(f"{path} is not a checkpoint of train.py: it has no settings")
-    return parse_arguments(argv, checkpoint["settings"]), checkpoint
+def saved_run(folder):
+    """The checkpoint of the run in a folder, or None if it has none yet.  Raises InputError without such a folder."""
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {folder} to resume: leave --resume out to begin a run")
+    path = folder / "checkpoint.pt"
+    return read_checkpoint(path) if path.exists() else None
 
 
 def claim(out):
@@ -619,6 +591,23 @@ def test(run, out, display):
     return {**results, "checkpoint": str(path)}
 
 
+def make_run(args, corpus, display, rank=0, processes=1, saved=None):
+    """Read the corpus, unless it is given, and make the model -> Run.  saved: a checkpoint to go on from, or None."""
+    if corpus is None:
+        display.line(f"reading {args.data}")
+        corpus = load_corpus(args.data, args.level, args.min_count, args.vocab_size, args.split)
+    sizes = ", ".join(f"{len(tokens):,} {split}" for split, tokens in zip(SPLITS, corpus[1:]))
+    display.line(f"{sizes} tokens, {len(corpus.vocabulary):,} different, tokeniser {corpus.vocabulary.tokeniser}")
+    if saved is not None:  # before a model is made, which could be too large
+        check_sizes(vars(args), len(corpus.vocabulary), pathlib.Path(args.resume) / "checkpoint.pt")
+    run = Run(args, corpus, device_of(args.device), rank, processes)
+    if saved is not None:
+        run.resume(saved)
+    if processes > 1:
+        run.share()
+    return run
+
+
 def main(argv=None, corpus=None):
     """Train, test and write a sample.
 
@@ -630,32 +619,25 @@ def main(argv=None, corpus=None):
     Raises InputError for what the user can correct.
     """
     argv = sys.argv[1:] if argv is None else argv
-    args, saved = parse_arguments(argv), None
-    if args.resume:
-        args, saved = resumed(argv)
+    args, saved, all_threads = parse_arguments(argv), None, torch.get_num_threads()
     rank, processes = join_processes()
-    device = device_of(args.device)
     display = Display(quiet=rank > 0)
-    if corpus is None:
-        display.line(f"reading {args.data}")
-        corpus = load_corpus(args.data, args.level, args.min_count, args.vocab_size, args.split)
-    sizes = ", ".join(f"{len(tokens):,} {split}" for split, tokens in zip(SPLITS, corpus[1:]))
-    display.line(f"{sizes} tokens, {len(corpus.vocabulary):,} different, tokeniser {corpus.vocabulary.tokeniser}")
-    if saved:  # before a model is made, which could be too large
-        check_sizes(vars(args), len(corpus.vocabulary), pathlib.Path(args.resume) / "checkpoint.pt")
-    run = Run(args, corpus, device, rank, processes)
-    if saved:
-        if saved.get("vocabulary") != corpus.vocabulary.plain():
-            raise InputError(f"{args.data} is not the text that {args.resume} was trained on: its vocabulary differs")
-        run.resume(saved)
-    if processes > 1:
-        run.share()
+    if args.resume:
+        saved = saved_run(pathlib.Path(args.resume))
+    try:
+        if saved is not None:
+            args = parse_arguments(argv, saved["settings"])
+        run = make_run(args, corpus, display, rank, processes, saved)
+    except Exception as error:
+        if saved is None or isinstance(error, InputError):
+            raise
+        raise InputError(f"the run in {args.resume} cannot go on from its file: {first_line(error)}") from None
     out = folder_of(args) if rank == 0 else None  # not earlier: from here on nothing is wrong with the flags
     display.line(
-        f"{model_name(vars(args))}: {sum(p.numel() for p in run.model.parameters()):,} parameters on {device}, "
+        f"{model_name(vars(args))}: {sum(p.numel() for p in run.model.parameters()):,} parameters on {run.device}, "
         f"{'bfloat16' if run.bfloat16 else 'float32'} products, writing to {out}"
     )
-    if saved and run.progress() == 1:
+    if saved is not None and run.progress() == 1:
         display.line("this run has ended: give more --epochs or --minutes to go on")
     try:
         train(run, out, display)
@@ -664,6 +646,7 @@ def main(argv=None, corpus=None):
         display.line(f"\ninterrupted; go on with: python train.py --resume {out}")
         raise
     finally:
+        torch.set_num_threads(all_threads)
         if processes > 1:
             dist.destroy_process_group()
 

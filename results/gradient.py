@@ -11,6 +11,7 @@ that was read. Each number is the geometric mean of the norms in all passages, c
 Sizes in comments: T steps, B passages, E embedding, H hidden units, L layers, R what the output layer is given.
 """
 
+import argparse
 import math
 
 from data import Parser, number, run, write_atomically
@@ -20,9 +21,10 @@ from torch import nn
 
 import train
 from lstm_lm import LanguageModel
+from results.attention import svg, svg_text
 from results.texts import passages
 from results.words import open_together
-from sample import MODELS, load_checkpoint, shared_options, svg, svg_text
+from sample import MODELS, load_checkpoint, shared_options
 
 REACH = 100  # steps back
 COLOURS = ("#0072b2", "#56b4e9", "#d55e00")  # also different for readers who do not see red or green
@@ -46,6 +48,14 @@ class TanhLM(LanguageModel):
 def build_tanh(vocab_size, settings):
     """The entry "tanh" of `sample.MODELS`."""
     return TanhLM(vocab_size, **shared_options(settings))
+
+
+def train_tanh(settings, corpus, folder):
+    """Train the plain network into a new folder, with the settings of another run -> the path of its checkpoint."""
+    flags = argparse.Namespace(**{**settings, "model": "tanh", "out": folder, "resume": None})
+    run, out, display = train.Run(flags, corpus, torch.device("cpu")), train.folder_of(flags), train.Display()
+    train.train(run, out, display)
+    return train.test(run, out, display)["checkpoint"]
 
 
 def gradient_norms(model, texts, reach):
@@ -109,12 +119,9 @@ def main(argv=None):
     MODELS["tanh"] = build_tanh
     [(lstm, vocabulary, checkpoint)], corpus = open_together([args.checkpoint], model="cell")
     settings = checkpoint["settings"]
-    known = vars(train.make_parser().parse_args([]))
+    first = train.Run(argparse.Namespace(**settings), corpus, torch.device("cpu")).model.eval()
     if args.train_tanh:
-        words = train.as_flags({**settings, "model": "tanh"}, known)
-        args.tanh = train.main([*words, "--out", args.train_tanh], corpus)["checkpoint"]
-    flags = train.parse_arguments(train.as_flags(settings, known))
-    first = train.Run(flags, corpus, torch.device("cpu")).model.eval()
+        args.tanh = train_tanh(settings, corpus, args.train_tanh)
     tanh, _, _ = load_checkpoint(args.tanh)
     texts = passages(corpus.valid, args.texts, 2 * REACH)  # (2 * REACH, B): more than REACH, so that the state settles
     curves = {}

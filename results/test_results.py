@@ -24,9 +24,9 @@ import sample
 import train
 from data import InputError
 from lstm_cell import LSTM, LSTMCell
-from results import ablate, curves, gradient, ngram, speed, texts, unit, windows, words
+from results import ablate, attention, gradient, ngram, speed, texts, unit, windows, words
 from test_lm import MODELS, SMALL, assert_same, corpus, corpus_file, make_model, make_text
-from test_lm import read_log, trained  # fixtures are found by their names
+from test_lm import trained  # fixtures are found by their names
 
 
 def plain_kneser_ney(train, context, word, vocabulary_size, highest=True):
@@ -93,40 +93,19 @@ def test_texts_are_measured(trained, corpus, capsys, monkeypatch):
     assert lines[1].split()[-6:] == shown
 
 
-def points_of(picture):
-    """An SVG picture -> the places (x, y) of its dots, in order, and the set of its texts."""
-    elements = list(xml.etree.ElementTree.fromstring(picture).iter())
-    dots = [element for element in elements if element.tag.endswith("circle")]
-    places = [(float(dot.get("cx")), float(dot.get("cy"))) for dot in dots]
-    return places, {element.text for element in elements if element.tag.endswith("text")}
-
-
-def test_learning_curves_are_in_proportion(tmp_path):
-    logs = {"a": [(60, 50.0), (120, 25.0)], "<b>": [(60, 100.0), (180, 12.5)]}
-    for name, rows in logs.items():
-        (tmp_path / name).mkdir()
-        lines = ["seconds,valid_ppl", *(f"{seconds},{ppl}" for seconds, ppl in rows), "200,inf"]
-        (tmp_path / name / "log.csv").write_text("\n".join(lines))
-    picture = tmp_path / "curves.svg"
-    curves.main([*(str(tmp_path / name) for name in logs), "--file", str(picture)])
-    places, texts = points_of(picture.read_text())
-    (ax, ay), (bx, by), (cx, cy), (dx, dy) = places  # the curve that ends higher is drawn first
-    assert ax == cx < bx < dx and dx - bx == pytest.approx(bx - ax, abs=0.2)  # equal times, equal distances
-    assert cy < ay < by < dy and by - ay == pytest.approx(ay - cy, abs=0.2)  # equal factors, equal distances
-    assert {"a  25.0", "<b>  12.5", "0.5", "3", "15", "100"} <= texts
-    for log, complaint in (("step\n1\n", "not a log.csv"), ("seconds,valid_ppl\n1,2\n", "fewer than two")):
-        (tmp_path / "a" / "log.csv").write_text(log)
-        with pytest.raises(InputError, match=complaint):
-            curves.main([str(tmp_path / "a")])
-
-
-def test_learning_curves_of_runs(trained, tmp_path):
-    picture, folders = tmp_path / "curves.svg", [trained[name].out for name in MODELS]
-    curves.main([*map(str, folders), "--file", str(picture)])
-    places, texts = points_of(picture.read_text())
-    logs = [read_log(folder) for folder in folders]
-    assert len(places) == sum(map(len, logs))
-    assert {f"{folder.name}  {float(log[-1]['valid_ppl']):.1f}" for folder, log in zip(folders, logs)} <= texts
+def test_attention_is_drawn(trained, tmp_path):
+    path, picture = trained["attention"].path, tmp_path / "a.svg"
+    text = "the cat sees fish, 3 times. the old man likes the sea"
+    attention.main([str(path), "--prompt", text, "--file", str(picture)])
+    model, vocabulary, _ = sample.load_checkpoint(path)
+    tokens, _ = sample.prompt_tokens(text, vocabulary)
+    kinds = collections.Counter(element.get("class") for element in xml.etree.ElementTree.parse(picture).iter())
+    before = ["<eos>", *tokens]  # word t is predicted when before[t] has been read
+    views = [(t, j) for t in range(len(tokens)) for j in range(t - model.delay) if tokens[j] != before[t]]
+    assert kinds["slot"] + kinds["hit"] == len(views) and kinds["bar"] == len(tokens)
+    assert kinds["hit"] == sum(tokens[j] == tokens[t] for t, j in views)
+    with pytest.raises(InputError, match="has no attention"):
+        attention.main([str(trained["cell"].path), "--prompt", text])
 
 
 def test_speed_is_a_median_of_turns(corpus_file, capsys, monkeypatch):

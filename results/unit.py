@@ -15,8 +15,8 @@ Sizes in comments: N tokens, E embedding, H hidden units.
 from data import EOS, TOKENISERS, UNK, InputError, Parser, run, write_atomically
 import torch
 
+from results.attention import svg, svg_text
 from results.words import open_together
-from sample import svg, svg_text
 
 WIDTH, LEFT, ROW = 880, 24, 76  # of the picture, its margin and a row of text, in pixels
 STYLE = ".outside{fill:none}.inside{fill:#ffe680}.yes{fill:#d95f02}.no{fill:#0b5394}.zero{fill:#999}.gate{fill:#222}"
