@@ -35,7 +35,7 @@ The k newest slots are out of view, because h' still holds what was read in the 
 for writing. A model that writes what it has just written gets into a state that agrees even more with the last ones, so
 that the text is caught in a loop: "tab id and tab id and tab id". A slot whose follower is x_t would double a word, and
 a preference for the nearest slots would repeat the last phrase. So n is 64 in reading, twice what it is in training:
-this costs 1% of perplexity, and the texts repeat themselves about as often as real ones do.
+this costs 1% of perplexity, and the texts of self-attention repeat themselves about as often as real ones do.
 
 At the first steps no slot is in view, so a_0 is 1 and the context is zero.
 
@@ -49,8 +49,8 @@ The memory can hold the states of one of two networks:
 Attention is that of Bahdanau et al. (2015), with the dot product, the readout and the fed context of Luong et al.
 (2015). Copying and the sentinel are those of Merity et al. (2017); see also Grave et al. (2017) and See et al. (2017).
 
-Sizes in comments: T steps, B streams, V words, E embedding, H hidden units, R readout, L layers, S slots: those carried
-from earlier calls, then T new ones.
+Sizes in comments: T steps, B streams, V words, E embedding, H hidden units, R readout, L layers, S = K + T slots: K
+carried from earlier calls, then T new ones.
 """
 
 import typing
@@ -67,8 +67,8 @@ def attention(h, sentinel, slots, bias):
 
     h (T, B, H): the states that look back.
     sentinel: a Linear from H to 1, for its score.
-    slots: a list of parts, (B, S_k, H) each, S slots in all. They come in parts because in training the carried ones
-        need no gradient: a step then takes a fifth less time.
+    slots: a list of two parts, (B, K, H) and (B, T, H). They stay apart because in training the carried ones need no
+        gradient: a step then takes a fifth less time.
     bias (B, T, S): is added to the scores of the slots: what `decay` subtracts, or -inf for a slot out of view.
 
     The weights of a step sum to 1, and that of the sentinel is first.
@@ -78,7 +78,7 @@ def attention(h, sentinel, slots, bias):
         scores = torch.cat([torch.bmm(h, part.transpose(1, 2)) for part in slots], dim=-1)  # (B, T, S)
         scores = torch.cat((sentinel(h), scores + bias), dim=-1)  # (B, T, 1 + S)
         weights = torch.softmax(scores, dim=-1)  # (B, T, 1 + S)
-        _, *parts = weights.split([1, *(part.shape[1] for part in slots)], dim=-1)  # (B, T, S_k) each
+        parts = weights[..., 1:].split([part.shape[1] for part in slots], dim=-1)  # (B, T, K), (B, T, T)
         context = sum(torch.bmm(a, part) for a, part in zip(parts, slots))  # (B, T, H)
         return context.transpose(0, 1), weights.transpose(0, 1)
 
@@ -94,8 +94,8 @@ class State(typing.NamedTuple):
     Without an encoder the last three have no rows, (0, B, H).
     """
 
-    tokens: torch.Tensor  # int64 (S, B), the tokens of the last slots, S <= M
-    memory: torch.Tensor  # (S, B, H), the states after reading them
+    tokens: torch.Tensor  # int64 (K, B), the tokens of the last slots, K <= M
+    memory: torch.Tensor  # (K, B, H), the states after reading them
     h: torch.Tensor  # (L, B, H), of the LSTM whose states are the memory
     c: torch.Tensor  # (L, B, H)
     context: torch.Tensor  # (1, B, H), that the decoder is fed
@@ -162,7 +162,7 @@ class AttentionLM(LanguageModel):
         of the sentinel. followers[j] is the token that followed slot j; that of the last slot is not known yet, and
         no step sees this slot.
         """
-        state = self.start(input) if state is None else State(*state)
+        state = self.start(input) if state is None else State(*state)  # any tuple becomes a State
         tokens = torch.cat((state.tokens, input))  # (S, B)
         if self.training:
             M, n = self.memory_size_in_training, max(1, self.near // 2)
@@ -171,25 +171,28 @@ class AttentionLM(LanguageModel):
         slot = torch.arange(len(tokens), device=input.device)  # (S,)
         step = slot[len(state.tokens) :, None]  # (T, 1), the slot that each step adds
         distance = step - slot  # (T, S), t - j
-        in_view = (self.delay < distance) & (distance <= M)  # (T, S)
+        in_view = (self.delay < distance) & (distance <= M)  # (T, S); later slots have a distance below 0
         followers = torch.cat((tokens[1:], tokens[-1:]))  # (S, B)
-        doubles = followers.t()[:, None] == input.t()[:, :, None]  # (B, T, S)
+        doubles = followers.t()[:, None, :] == input.t()[:, :, None]  # (B, 1, S) and (B, T, 1) -> (B, T, S)
+        # The clamp is max(t - j, n). n is at least 1, which keeps the logarithm finite for later slots, too.
         bias = -self.decay * distance.clamp_min(n).to(self.decay.dtype).log()  # (T, S)
         bias = bias.masked_fill(~in_view | doubles, -torch.inf)  # (B, T, S)
         read = self.read_with_encoder if self.memory_from == "encoder" else self.read_alone
-        m, seen, weights, carried = read(self.embed(input), state, bias)
-        r = torch.tanh(self.readout(torch.cat(seen, dim=-1)))  # (T, B, R)
+        m, readout_inputs, weights, carried = read(self.embed(input), state, bias)
+        r = torch.tanh(self.readout(torch.cat(readout_inputs, dim=-1)))  # (T, B, R)
         memory = torch.cat((state.memory, m))  # (S, B, H)
         return r, weights, followers, State(tokens[-M:], memory[-M:], *carried)
 
     def read_with_encoder(self, x, state, bias):
         """The encoder reads x (T, B, E) first. Then the decoder reads it step by step, with what it sees.
 
-        bias (B, T, S): see `attention`.  Returns the new slots (T, B, H), what the readout is given, weights
-        (T, B, 1 + S), and h, c, context, decoder_h and decoder_c of the next state.
+        Here slots are of steps that the decoder has not come to yet. bias (B, T, S), see `attention`, hides them.
+        Returns the new slots (T, B, H), what the readout is given, weights (T, B, 1 + S), and h, c, context, decoder_h
+        and decoder_c of the next state.
         """
         m, encoder_state = self.encoder(x, (state.h, state.c))  # (T, B, H)
-        slots = [part.transpose(0, 1).contiguous() for part in (state.memory, m)]  # (B, S - T, H), (B, T, H)
+        slots = [state.memory.transpose(0, 1), m.transpose(0, 1)]  # (B, K, H), (B, T, H)
+        slots = [part.contiguous() for part in slots]  # once, because each of the T steps reads them
         context, h, c = state.context, state.decoder_h[0], state.decoder_c[0]  # (1, B, H), (B, H), (B, H)
         hs, contexts, weights = [], [], []
         for t in range(len(x)):
@@ -198,15 +201,15 @@ class AttentionLM(LanguageModel):
             hs.append(h[None])
             contexts.append(context)
             weights.append(a)
-        seen = torch.cat(hs), torch.cat(contexts), m  # (T, B, H) each
-        return m, seen, torch.cat(weights), (*encoder_state, context, h[None], c[None])
+        readout_inputs = torch.cat(hs), torch.cat(contexts), m  # (T, B, H) each
+        return m, readout_inputs, torch.cat(weights), (*encoder_state, context, h[None], c[None])
 
     def read_alone(self, x, state, bias):
         """The decoder reads x, and its own states are the new slots. See `read_with_encoder`."""
         h, decoder_state = self.decoder(x, (state.h, state.c))  # (T, B, H)
-        slots = [part.transpose(0, 1) for part in (state.memory, h)]  # (B, S - T, H), (B, T, H)
+        slots = [state.memory.transpose(0, 1), h.transpose(0, 1)]  # (B, K, H), (B, T, H)
         contexts, weights = attention(h, self.sentinel, slots, bias)  # (T, B, H), (T, B, 1 + S)
-        return h, (h, contexts), weights, (*decoder_state, *state[4:])
+        return h, (h, contexts), weights, (*decoder_state, state.context, state.decoder_h, state.decoder_c)
 
     def forward(self, input, state=None, temperature=1.0):
         """As `LanguageModel.forward`. The temperature acts on what is generated, not on what is copied."""

@@ -112,7 +112,10 @@ def tokens_of(word):
 
 
 def lines_of(text):
-    """Yield the lines of a text with their ends. One of more than a million characters is cut after a word."""
+    """Yield the lines of a text with their ends. One of more than a million characters is cut after a word.
+
+    Some corpora are a single line of 100 MB.
+    """
     for match in re.finditer(r"[^\n]{1,1000000}\S*\n?|\n", text):
         yield match[0]
 
@@ -121,8 +124,9 @@ def normalise(text):
     """Cut a text into tokens. All normalisation happens here:
 
     - Letters become lower case, and typographic quotes become ' and ".
-    - The lines of a paragraph are joined, then cut into sentences after . ! or ? and a space. A line that
-      starts with a sign (>>>, *, -) starts a sentence. A line without a letter or digit is dropped.
+    - The lines of a paragraph are joined, then cut into sentences after . ! or ? and a space. A line that starts
+      with a sign such as >>>, * or -, but not a bracket or a quote, starts a sentence. A line without a letter or
+      digit is dropped.
     - A token is a word, a number, which becomes N, or a run of one punctuation mark: see `TOKEN`.
 
     text: str.  Yields tokens, with `<eos>` after each sentence.
@@ -146,7 +150,7 @@ def normalise(text):
 
 def normalise_again(text):
     """`normalise` for a prompt, which may contain the token N as `detokenise` writes it."""
-    return normalise(re.sub(rf"\b{NUMBER}\b", "0", text))
+    return normalise(re.sub(rf"\b{NUMBER}\b", "0", text))  # 0 is a number, so it becomes N
 
 
 def words_of_lines(text):
@@ -172,7 +176,7 @@ def detokenise(tokens):
             continue
         quote, closes = token in ("'", '"', "`", "``"), token in open_quotes
         glued = not line or opens or closes or re.fullmatch(r"[.,;:?!)\]}%]+|-|/|n?'[a-z]+", token)
-        if token == "(":  # os.getenv(x) and __init__(self), but: the file (see below)
+        if token == "(":  # glued in os.getenv(x) and __init__(self), but not in: the file (a copy)
             glued = not line or opens or re.search(r"^>>>|\w\.\w+$|_\w*$", line)
         piece = token if glued else " " + token
         yield piece
@@ -188,7 +192,7 @@ class Tokeniser(typing.NamedTuple):
 
     cut: a function from a str to an iterable of tokens.
     join: a function from an iterable of tokens to an iterable of pieces of text, one for each token.
-    cut_again: as cut, for a text that join wrote.  None is cut.
+    cut_again: as cut, for a text that join wrote.  If it is None, cut is used.
     start: the token that the first token of a text is predicted from. It is always in the vocabulary.
     drops_rare: whether --min-count applies.
     per_word: about how many tokens make a word.
@@ -231,14 +235,13 @@ class Vocabulary:
         All other tokens are read as `<unk>`.  counts: {token: how often it occurs in the training split}.
         """
         special = {UNK, TOKENISERS[tokeniser].start}  # these are always kept
-        frequent = sorted(word for word in counts if counts[word] >= min_count and word not in special)
-        frequent.sort(key=counts.get, reverse=True)  # words that are equally frequent stay in order
+        frequent = [word for word in counts if counts[word] >= min_count and word not in special]
+        frequent.sort(key=lambda word: (-counts[word], word))
         if max_size is not None:
             frequent = frequent[: max(0, max_size - len(special))]
-        kept = sorted(special.union(frequent))
-        frequency = {word: counts.get(word, 0) for word in kept}
+        frequency = {word: counts.get(word, 0) for word in special.union(frequent)}
         frequency[UNK] += sum(counts.values()) - sum(frequency.values())
-        return cls(sorted(kept, key=frequency.get, reverse=True), tokeniser)
+        return cls(sorted(frequency, key=lambda word: (-frequency[word], word)), tokeniser)
 
     def plain(self):
         """What a checkpoint keeps of it: the arguments of the constructor, in a dict."""
@@ -316,14 +319,14 @@ def read_text(path):
         advice = "convert it first, for example with: iconv -f latin1 -t utf-8"
         raise InputError(f"{path} is not UTF-8 ({place}): {advice}") from None
     if "\0" in text:
-        raise InputError(f"{path} is binary (byte {text.index(chr(0))} is zero): give a text file, in UTF-8")
+        raise InputError(f"{path} is binary (character {text.index(chr(0))} is zero): give a text file, in UTF-8")
     if not text or text.isspace():
         raise InputError(f"{path} is empty: give a file with text in it")
     return text
 
 
 def download(address):
-    """The bytes at an address, with progress on stderr.  Raises OSError when there is no connection, or it breaks."""
+    """The bytes at an address, with progress on stderr.  Raises OSError or HTTPException when this fails."""
     raw = b""
     with urllib.request.urlopen(address, timeout=30) as response:
         while block := response.read(1 << 16):
@@ -420,7 +423,9 @@ def number_tokens(tokens, index):
     """
     numbers = array.array("i")  # four bytes a token; a list would take eight, and more for the token
     for token in tokens:
-        numbers.append(index.setdefault(token, len(index)))
+        if token not in index:
+            index[token] = len(index)
+        numbers.append(index[token])
     return torch.frombuffer(numbers, dtype=torch.int32) if numbers else torch.zeros(0, dtype=torch.int32)
 
 
@@ -512,9 +517,8 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message} (see python {self.prog} --help)")
 
 
-def number(kind, low, high=None, open_low=False):
-    """An argparse type: an int or a float from `low` (above it, if open_low) to `high` (10^9, or the largest float)."""
-    high = high or {int: 10**9, float: sys.float_info.max}[kind]
+def number(kind, low, high=10**9, open_low=False):
+    """An argparse type: an int or a float from `low` (above it, if open_low) to `high`."""
 
     def parse(text):
         try:
@@ -578,8 +582,8 @@ def run(main):
         sys.exit(130)
     except BrokenPipeError:  # the reader has left, as in `| head`: what is still in the buffer has nowhere to go
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (MemoryError, RuntimeError) as error:  # torch raises RuntimeError, MemoryError has no text
-        if re.search("^$|out of memory|allocate memory|enough memory", str(error)):
+    except (MemoryError, RuntimeError) as error:  # torch raises RuntimeError
+        if isinstance(error, MemoryError) or re.search("out of memory|allocate memory|enough memory", str(error)):
             advice = "out of memory: give smaller sizes (hidden size, batch, samples)"
         elif "could not create a primitive" in str(error):
             advice = "this processor cannot do this in bfloat16: give --dtype float32"

@@ -80,7 +80,8 @@ def add_parameters(module, input_size, hidden_size, bias, suffix=""):
 def checked_state(cell, x, state):
     """The state (h, c) that an LSTMCell starts from, after a check of all shapes. See `LSTMCell.forward`."""
     H = cell.hidden_size
-    h, c = (x.new_zeros(*x.shape[:-1], H),) * 2 if state is None else state
+    zeros = x.new_zeros(*x.shape[:-1], H)
+    h, c = (zeros, zeros) if state is None else state
     for name, tensor, size in (("x", x, cell.input_size), ("h", h, H), ("c", c, H)):
         if tensor.dim() not in (1, 2):
             raise ValueError(f"LSTMCell takes {name} with 1 or 2 dimensions, got {tensor.dim()}")
@@ -112,11 +113,9 @@ def expect_shape(name, tensor, *shape):
 #
 # The line dc = dc' * f has neither a matrix nor a slope. So while f stays near 1, the gradient survives many steps.
 #
-# Only what needs the result of the neighbouring step is inside the two loops. The product W_ih x is computed for all
-# steps before the loop. So are, in backward, the factors: `dz_per_dc` is what dc' is multiplied by to give dz_i, dz_f
-# and dz_g, and `dc_per_dh` and `dz_per_dh` are what dh' is multiplied by to give its part of dc', and dz_o. In the
-# loop, dh and dc come from the step after and leave for the step before. Under autocast W_hh has 16 bits: dz is
-# converted to its dtype before the product, and the result back.
+# Only what needs the result of the neighbouring step is inside the two loops. All else is computed for all steps at
+# once: the product W_ih x before the loop, and in backward the factors that dh' and dc' are multiplied by. Under
+# autocast W_hh has 16 bits: dz is converted to its dtype before the product, and the result back.
 
 
 class Recurrence(torch.autograd.Function):
@@ -137,32 +136,33 @@ class Recurrence(torch.autograd.Function):
             z = gates[t]  # (B, 4H), a view: what is done to it and to its parts is done to gates
             z += F.linear(hs[t].to(zx.dtype), W_hh)
             i_and_f, g, o = z.split([2 * H, H, H], dim=-1)
-            i, f = i_and_f.sigmoid_().chunk(2, dim=-1)  # (B, H) each
+            i, f = i_and_f.sigmoid_().chunk(2, dim=-1)  # (B, H) each; one call is faster than two
             g.tanh_()
             o.sigmoid_()
             torch.addcmul(f * cs[t], i, g, out=cs[t + 1])  # c' = f * c + i * g
             torch.tanh(cs[t + 1], out=tanh_cs[t])
             torch.mul(o, tanh_cs[t], out=hs[t + 1])  # h' = o * tanh(c')
         ctx.save_for_backward(W_hh, gates, hs, cs, tanh_cs)
-        return hs[1:], hs[-1].clone(), cs[-1].clone()
+        return hs[1:], hs[-1].clone(), cs[-1].clone()  # what a Function returns must not share memory
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @torch.autograd.function.once_differentiable  # autograd does not record what happens in here
     def backward(ctx, dhs, dh, dc):
         """dhs (T, B, H), dh and dc of the last state -> dzx (T, B, 4H), dh and dc of the first, dW_hh (4H, H)."""
         W_hh, gates, hs, cs, tanh_cs = ctx.saved_tensors
         T, B, H = dhs.shape
         i, f, g, o = gates.chunk(4, dim=-1)  # (T, B, H) each
-        dc_per_dh = o * (1 - tanh_cs**2)  # (T, B, H)
-        dz_per_dc = torch.stack((g * i * (1 - i), cs[:-1] * f * (1 - f), i * (1 - g**2)), dim=2)  # (T, B, 3, H)
-        dz_per_dh = tanh_cs * o * (1 - o)  # (T, B, H)
+        dc_per_dh = o * (1 - tanh_cs**2)  # (T, B, H), what dh' is multiplied by to give its part of dc'
+        dz_per_dh = tanh_cs * o * (1 - o)  # (T, B, H), and to give dz_o
+        # (T, B, 3, H), what dc' is multiplied by to give dz_i, dz_f and dz_g
+        dz_per_dc = torch.stack((g * i * (1 - i), cs[:-1] * f * (1 - f), i * (1 - g**2)), dim=2)
         dz = torch.empty(T, B, 4, H, dtype=gates.dtype, device=gates.device)
-        for t in reversed(range(T)):
+        for t in reversed(range(T)):  # dh and dc come from the step after
             dh = dhs[t] + dh  # dh' (B, H)
             dc = torch.addcmul(dc, dh, dc_per_dh[t])  # dc' = dc + dh' * dc_per_dh (B, H)
             torch.mul(dz_per_dc[t], dc[:, None], out=dz[t, :, :3])
             torch.mul(dz_per_dh[t], dh, out=dz[t, :, 3])
-            dh = F.linear(dz[t].flatten(1).to(W_hh.dtype), W_hh.t()).to(dc.dtype)  # dh = W_hh^T dz (B, H)
+            dh = (dz[t].flatten(1).to(W_hh.dtype) @ W_hh).to(dc.dtype)  # dh = W_hh^T dz (B, H), for the step before
             dc = dc * f[t]  # dc (B, H)
         dz = dz.flatten(2).to(W_hh.dtype)  # (T, B, 4H), which is dzx as well
         dW_hh = dz.flatten(0, 1).t() @ hs[:-1].flatten(0, 1).to(dz.dtype)  # (4H, H)
@@ -215,17 +215,18 @@ class LSTM(nn.Module):
         if x.dim() != 3 or len(x) == 0:
             raise RuntimeError(f"LSTM takes x of shape (T, B, I) or (T, I) with T > 0, got {tuple(x.shape)}")
         T, B, L, H = *x.shape[:2], self.num_layers, self.hidden_size
-        h, c = (x.new_zeros(L, B, H),) * 2 if state is None else state
+        zeros = x.new_zeros(L, B, H)
+        h, c = (zeros, zeros) if state is None else state
         for name, tensor, *shape in (("x", x, T, B, self.input_size), ("h", h, L, B, H), ("c", c, L, B, H)):
             expect_shape(name, tensor, *shape)
-        last_states = []
+        last_hs, last_cs = [], []
         for layer in range(L):
-            names = (f"{name}_l{layer}" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
-            W_ih, W_hh, b_ih, b_hh = (getattr(self, name) for name in names)
+            W_ih, W_hh = getattr(self, f"weight_ih_l{layer}"), getattr(self, f"weight_hh_l{layer}")
+            b_ih, b_hh = getattr(self, f"bias_ih_l{layer}"), getattr(self, f"bias_hh_l{layer}")
             zx = F.linear(x, W_ih, b_ih + b_hh if self.bias else None)  # (T, B, 4H)
             W_hh = dropout(W_hh, self.weight_dropout, self.training)  # (4H, H)
-            hs, *last_state = Recurrence.apply(zx, h[layer], c[layer], W_hh)  # (T, B, H), (B, H), (B, H)
-            last_states.append(last_state)
+            hs, last_h, last_c = Recurrence.apply(zx, h[layer], c[layer], W_hh)  # (T, B, H), (B, H), (B, H)
+            last_hs.append(last_h)
+            last_cs.append(last_c)
             x = dropout(hs, self.dropout, self.training and layer < L - 1, self.locked_dropout)  # (T, B, H)
-        h, c = map(torch.stack, zip(*last_states))  # (L, B, H) each
-        return x, (h, c)
+        return x, (torch.stack(last_hs), torch.stack(last_cs))  # (T, B, H), (L, B, H) each

@@ -62,6 +62,7 @@ class LanguageModel(nn.Module):
             raise ValueError("tied weights need --input embedding: one-hot input has no matrix to share")
         self.vocab_size, self.one_hot = vocab_size, one_hot
         self.dropout, self.locked_dropout = dropout, locked_dropout
+        # what `lstm_cell.LSTM` takes
         self.dropouts = {"dropout": dropout, "locked_dropout": locked_dropout, "weight_dropout": weight_dropout}
         self.embedding_size = vocab_size if self.one_hot else embedding_size
         self.readout_size = embedding_size if tie_weights else hidden_size
@@ -81,11 +82,11 @@ class LanguageModel(nn.Module):
         return dropout(self.embedding(input), self.dropout, self.training, self.locked_dropout)  # (T, B, E)
 
     def log_softmax(self, r, temperature=1.0):
-        """What `features` returns, (T, B, R) -> log-probabilities (T, B, V), in float32 also under autocast."""
+        """What `features` returns, (T, B, R) -> log-probabilities (T, B, V). Autocast does not change their dtype."""
         logits = self.output(dropout(r, self.dropout, self.training, self.locked_dropout))  # (T, B, V)
-        if temperature != 1:
-            logits = (logits - logits.amax(dim=-1, keepdim=True)).double()  # (T, B, V), 0 at the best, so that no
-            logits = logits / temperature  # temperature, however small or large, gives nan
+        if temperature != 1:  # with 0 at the best, no temperature, however small or large, gives nan
+            logits = (logits - logits.amax(dim=-1, keepdim=True)).double()  # (T, B, V)
+            logits = logits / temperature
         return F.log_softmax(logits, dim=-1, dtype=self.output.weight.dtype)  # (T, B, V)
 
     def forward(self, input, state=None, temperature=1.0):

@@ -34,7 +34,7 @@ import sys
 import textwrap
 import zipfile
 
-from data import EOS, SPLITS, UNK, InputError, Parser, Vocabulary, number, run, write_atomically
+from data import EOS, UNK, InputError, Parser, Vocabulary, number, run, write_atomically
 import torch
 
 from attention_lm import AttentionLM
@@ -54,13 +54,8 @@ def shared_options(settings):
 
 
 def build_lstm(vocab_size, settings):
-    """The entry "lstm" of `MODELS`."""
-    return LSTMLM(vocab_size, core="lstm", **shared_options(settings))
-
-
-def build_cell(vocab_size, settings):
-    """The entry "cell" of `MODELS`."""
-    return LSTMLM(vocab_size, core="cell", **shared_options(settings))
+    """The entries "lstm" and "cell" of `MODELS`."""
+    return LSTMLM(vocab_size, core=settings["model"], **shared_options(settings))
 
 
 def build_attention(vocab_size, settings):
@@ -71,7 +66,7 @@ def build_attention(vocab_size, settings):
 
 # Each entry takes V and a dict of settings, train.py's flags by name, and returns a LanguageModel. For a model of your
 # own, add an entry: train.py and this script can then do all with it that they do with these.
-MODELS = {"lstm": build_lstm, "cell": build_cell, "attention": build_attention}
+MODELS = {"lstm": build_lstm, "cell": build_lstm, "attention": build_attention}
 
 
 def model_name(settings):
@@ -101,8 +96,11 @@ def save_checkpoint(path, checkpoint):
 def check_sizes(settings, vocab_size, path):
     """Raise InputError if a model of these settings would be many times larger than its file.
 
-    The weights of a plain recurrent network of these sizes are counted. Those of other models are in proportion.
+    The weights of a plain recurrent network of these sizes are counted. Those of the models here are in proportion; one
+    that you add may do with fewer.
     """
+    if settings["model"] not in ("lstm", "cell", "attention"):
+        return
     H, E, L = settings["hidden_size"], settings["embedding_size"], settings["layers"]
     inputs = vocab_size if settings["input"] == "one-hot" else E
     readout = E if settings["tie_weights"] else H
@@ -157,8 +155,8 @@ def load_checkpoint(path, device="cpu", model=None):
     checkpoint = read_checkpoint(path)
     try:
         settings, vocabulary = checkpoint["settings"], checkpoint["vocabulary"]
-        texts = (settings["model"], vocabulary["tokeniser"], *vocabulary["index2word"])
-        if not all(type(text) is str for text in texts) or len(set(texts[2:])) < len(texts) - 2:
+        words = vocabulary["index2word"]
+        if not all(type(word) is str for word in words) or len(set(words)) < len(words):
             raise ValueError("its vocabulary is damaged")
         vocabulary = Vocabulary(**vocabulary)
         if model and settings["model"] not in ("lstm", "cell"):
@@ -172,7 +170,7 @@ def load_checkpoint(path, device="cpu", model=None):
             log_probs, _ = network.eval()(torch.tensor([[vocabulary.start]]))  # (1, 1, V)
         if not log_probs.isfinite().all():
             raise ValueError("its weights are not finite")
-        title(path, checkpoint)
+        title(path, checkpoint)  # an error here means that the results are damaged
     except InputError:
         raise
     except Exception as error:  # whatever is wrong in the file
@@ -240,7 +238,9 @@ def prompt_tokens(text, vocabulary):
     if tokens and tokens[-1] == EOS:
         tokens.pop()  # so that the model may continue the prompt's last sentence
     known = vocabulary.word2index
-    tokens = [token if token in known or token.lower() not in known else token.lower() for token in tokens]
+    for position, token in enumerate(tokens):
+        if token not in known and token.lower() in known:  # in a corpus of small letters, such as ptb
+            tokens[position] = token.lower()
     if not tokens:
         raise InputError("the prompt is empty: give some words, or leave --prompt out to start from nothing")
     unknown = [token for token in tokens if token not in known]
@@ -287,7 +287,8 @@ def look_back(model, vocabulary, tokens):
     indices = torch.cat((torch.tensor([vocabulary.start]), vocabulary.encode(tokens)))[:, None]  # (1 + N, 1)
     indices = indices.to(next(model.parameters()).device)
     r, weights, followers, _ = model.attend(indices[:-1])
-    p = model.mixture(r, weights, followers).exp().gather(-1, indices[1:, None])[:, 0, 0].tolist()
+    log_probs = model.mixture(r, weights, followers)  # (N, 1, V)
+    p = log_probs.exp().gather(-1, indices[1:, :, None]).flatten().tolist()  # (N,)
     weights = weights[:, 0].tolist()  # N lists of 1 + N weights, the sentinel's first
     return [(token, p_t, 1 - sentinel, slots) for token, p_t, (sentinel, *slots) in zip(tokens, p, weights)]
 
@@ -296,11 +297,12 @@ def most_seen(rows, count):
     """The slots with the largest sums of weights over the rows of `look_back`: at most `count`, in order."""
     totals = [sum(column) for column in zip(*(weights for *_, weights in rows))]
     seen = [j for j in range(len(totals)) if totals[j] > 0]
-    return sorted(sorted(seen, key=totals.__getitem__)[-count:])
+    seen.sort(key=lambda j: totals[j], reverse=True)
+    return sorted(seen[:count])
 
 
 def draw_attention(rows, tokens, width):
-    """The last rows of `look_back` as text of this width: a shade for each slot, and the two largest weights."""
+    """The last rows of `look_back` as text of about this width: a shade for each slot, and the two largest weights."""
     rows = rows[-40:]
     columns = most_seen(rows, max(10, width - 74))
     before = ["(start)", *tokens]
@@ -363,21 +365,22 @@ def parse_arguments(argv):
     flag = parser.add_argument_group("model").add_argument
     flag("--model", choices=["lstm", "cell"], help="open a checkpoint of one with the other (its own)")
     flag("--device", default="cpu", help="cpu, cuda, mps or auto (%(default)s)")
-    flag("--memory", type=size, metavar="N", help="how many steps back an attention model sees (as in training)")
+    flag("--memory", type=size, metavar="N", help="how many steps back an attention model sees (its own)")
     flag("--show-attention", action="store_true", help="print what each word looked at (off)")
     return parser.parse_args(argv)
 
 
 def title(path, checkpoint):
     """A checkpoint's path and, on a second line, the perplexities that training found."""
-    perplexities = [(checkpoint["results"].get(f"{split}_ppl"), split) for split in SPLITS]
+    perplexities = [(checkpoint["results"].get(f"{split}_ppl"), split) for split in ("valid", "test")]
     known = [f"{ppl:.2f} {split}" for ppl, split in perplexities if ppl is not None]
     return f"{path}\nperplexity {', '.join(known)}" if known else str(path)
 
 
 def stream(given, steps, vocabulary):
     """Print a prompt and, word by word, its continuation -> the list of all its tokens."""
-    tokens, shown = itertools.tee(itertools.chain(given, (token for (token,) in steps)))
+    text = itertools.chain(given, (token for (token,) in steps))
+    tokens, shown = itertools.tee(text)  # the same tokens twice: to return, and to print as they come
     for piece in vocabulary.join(shown):
         print(piece, end="", flush=True)
     print()
@@ -399,7 +402,7 @@ def main(argv=None):
             model.memory_size = args.memory
     prompts = [read_stdin() if text == "-" else text for text in args.prompt or []] or [None]
     temperatures = args.temperature or ([] if args.greedy else [DEFAULT_TEMPERATURE])
-    decoders = [None] * args.greedy + temperatures
+    decoders = ([None] if args.greedy else []) + temperatures  # None is greedy
     alone = len(loaded) == args.num_samples == 1
     how = {"top_k": args.top_k, "top_p": args.top_p}
     for prompt, temperature in itertools.product(prompts, decoders):

@@ -386,14 +386,6 @@ def test_attention_model_is_the_one_in_plain_loops(name, M, k, n):
     assert all(grad.abs().sum() > 0 for grad in ours)
 
 
-@pytest.mark.parametrize("name", ["attention", "self-attention"])
-def test_an_empty_memory_gives_no_context_and_copies_nothing(name):
-    model = make_model(name)
-    r, weights, _, state = model.attend(torch.randint(11, (1, 3)))
-    assert torch.equal(weights, torch.tensor([1.0, 0.0], dtype=torch.float64).expand(1, 3, 2))
-    assert not state.context.any() and len(state.memory) == 1
-
-
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("name", ["attention", "self-attention"])
 def test_memory_is_respected_to_the_slot(name, training):
@@ -411,23 +403,6 @@ def test_memory_is_respected_to_the_slot(name, training):
             seen = weights[t, b, 1:].nonzero()[:, 0].tolist()
             in_view = range(max(0, t - seen_at_most), max(0, t - k))
             assert seen == [j for j in in_view if tokens[j + 1, b] != tokens[t, b]]
-
-
-@pytest.mark.parametrize("k", [1, 2, 4])
-@pytest.mark.parametrize("name", ["attention", "self-attention"])
-def test_a_text_is_not_doubled_by_copying(name, k):
-    """A model that only copies cannot copy the token just read, nor the last k tokens from where they were read."""
-    model = make_model(name, vocab_size=40, memory_size=30, delay=k, near=1)
-    nn.init.constant_(model.sentinel.bias, -1e4)
-    model.decay.data.fill_(50.0)  # from as near as it can
-    tokens = torch.randint(3, (30, 1))
-    p = model(tokens)[0].exp()[:, 0]  # (30, 40)
-    assert (p[torch.arange(8, 30), tokens[8:, 0]] < 1e-30).all()  # by then there is another token to copy
-    tokens = torch.randperm(40)[:20, None]  # no token occurs twice
-    p = model(tokens)[0].exp()[:, 0]  # (20, 40)
-    for t in range(k + 1, 20):
-        assert p[t, tokens[t - k, 0]] > 0.9  # the follower of the newest slot in view
-        assert all(p[t, tokens[t - j, 0]] < 1e-30 for j in range(k))
 
 
 @pytest.mark.parametrize("name", ["attention", "self-attention"])
@@ -1609,7 +1584,7 @@ def test_hidden_sizes_give_equally_many_parameters():
 REFUSED = [  # (script, flags, message)
     (train, "--data nowhere.txt", "no corpus nowhere.txt"),
     (train, "--data empty.txt", "empty.txt is empty"),
-    (train, "--data binary.txt", r"binary \(byte 5 is zero\)"),
+    (train, "--data binary.txt", r"binary \(character 5 is zero\)"),
     (train, "--data latin1.txt", r"not UTF-8 \(byte 7 is 0xe9\)"),
     (train, "--data short.txt", "too short"),
     (train, "--data folder", "0 files with 'valid'"),

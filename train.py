@@ -20,7 +20,7 @@ A run is a folder that no other run writes to: out/cell, then out/cell-2, and so
 
 checkpoint.pt is written at the start, about once a minute, before and after each validation, and at the end. A new file
 replaces the old one in one step, so that there is a whole one at every moment. However a run ends, --resume goes on
-from that file and comes to the same weights and the same log.
+from that file. With one process and a number of epochs, it comes to the same weights as if nothing had happened.
 
 Perplexity is exp(mean of -log P(token) in nats) over a split. Every token of the split is a target once. The split is
 read as one text from beginning to end with its state carried, as Mikolov et al. (2010) and Zaremba et al. (2014) do, so
@@ -50,7 +50,7 @@ from torch import nn
 from sample import DEFAULT_TEMPERATURE, LARGEST, MODELS, check_sizes, continuations, device_of, first_line
 from sample import load_checkpoint, model_name, read_checkpoint, save_checkpoint
 
-OPTIMIZERS = {
+OPTIMIZERS = {  # fused: all of a tensor's update in one operation, three times as fast
     "adamw": functools.partial(torch.optim.AdamW, fused=True),
     "sgd": functools.partial(torch.optim.SGD, fused=True),
 }
@@ -90,8 +90,8 @@ def perplexity(nats):
 def schedule(progress, epoch=1, halve_after=None):
     """The learning rate as a fraction of its peak, at a progress from 0 to 1 in an epoch counted from 1.
 
-    It rises for a short time and then falls along a cosine to zero. With halve_after it is 1 up to that epoch and is
-    halved at each later one, as in Zaremba et al. (2014).
+    It rises from 2% over the first 3% of the training and then falls along a cosine to zero. With halve_after it is 1
+    up to that epoch and is halved at each later one, as in Zaremba et al. (2014).
     """
     if halve_after:
         return 0.5 ** max(0, epoch - halve_after)
@@ -109,7 +109,7 @@ def low_precision(name, device):
 
 
 def faster_threads(trial, every):
-    """Whether one thread or `every` one is faster now, by the seconds that `trial()` returns; sets and returns it.
+    """One thread or `every` one, what is faster now by the seconds that `trial()` returns; sets and returns it.
 
     Threads wait for each other at each of a step's small operations. So when another program keeps a core busy, all
     threads can be slower than one, up to thirty times.
@@ -188,9 +188,8 @@ class Counters:
 
     step: int = 0
     seconds: float = 0.0  # of training so far, with validations
-    loss_sum: float = 0.0  # of the training losses since the last validation
-    loss_count: int = 0
     validated: int = 0  # the step of the last validation
+    loss_sum: float = 0.0  # of the training losses since then
     best_loss: float = math.inf  # the smallest validation loss
     threads: int = 0
     log: str = "step,epoch,seconds,tokens_per_second,train_loss,valid_loss,valid_ppl\n"
@@ -216,11 +215,12 @@ class Run:
         if args.init:
             for parameter in self.model.parameters():
                 nn.init.uniform_(parameter, -args.init, args.init)
-        self.random = torch if device.type == "cpu" else torch.get_device_module(device)  # its random numbers
+        self.random = torch if device.type == "cpu" else torch.get_device_module(device)  # has its random numbers
         self.bfloat16 = low_precision(args.dtype, device)
         self.optimizer = OPTIMIZERS[args.optimizer](self.model.parameters(), lr=args.lr)
         sides = [streams(side, args.batch_size) for side in pairs(corpus.train, corpus.vocabulary.start)]
-        self.input, self.target = (side.chunk(processes, dim=1)[rank].to(device) for side in sides)  # (N / B, B)
+        sides = [side.chunk(processes, dim=1)[rank].to(device) for side in sides]
+        self.input, self.target = sides  # (N / B, B / processes) each
         self.steps_per_epoch = math.ceil(len(self.input) / args.bptt)
         self.steps_between_validations = int(args.valid_every or self.steps_per_epoch)
         self.loss = Loss(self.model)
@@ -234,10 +234,13 @@ class Run:
         self.loss = nn.parallel.DistributedDataParallel(self.loss)
 
     def progress(self):
-        """How much of the training is done: 1 when the minutes, the epochs or the target perplexity are reached."""
+        """How much of the training is done: 1 when the minutes, the epochs or the target perplexity are reached.
+
+        It looks at the clock, and keeps the time in the counters.
+        """
         counters, args = self.counters, self.args
         counters.seconds = time.monotonic() - self.begun
-        if counters.step and perplexity(counters.best_loss) <= (args.target_ppl or 0):
+        if args.target_ppl and perplexity(counters.best_loss) <= args.target_ppl:
             return 1.0
         if args.minutes:
             return min(1.0, counters.seconds / (60 * args.minutes))
@@ -266,7 +269,6 @@ class Run:
         self.state = tuple(part.detach() for part in state)  # the gradient ends at the edge of the window
         counters.step += 1
         counters.loss_sum += loss  # a tensor from here on: reading its value would make a GPU wait
-        counters.loss_count += 1
         self.tokens += args.bptt * args.batch_size
 
     def trial(self):
@@ -282,14 +284,18 @@ class Run:
         """Training tokens per second since the last validation, of all processes."""
         return self.tokens / max(1e-9, time.monotonic() - self.interval)
 
+    def train_loss(self):
+        """The mean of the training losses since the last validation, in this process."""
+        return float(self.counters.loss_sum) / max(1, self.counters.step - self.counters.validated)
+
     def validate(self):
         """Evaluate on the validation split, add a row to the log, and keep the weights if they are the best so far.
 
         Returns what to show.
         """
         counters, speed = self.counters, self.speed()
-        train_loss = mean(float(counters.loss_sum) / max(1, counters.loss_count))
-        counters.loss_sum, counters.loss_count, counters.validated = 0.0, 0, counters.step
+        train_loss = mean(self.train_loss())
+        counters.validated, counters.loss_sum = counters.step, 0.0
         if self.rank:
             return ""
         valid_loss = evaluate(self.model, self.corpus.valid.to(self.device), self.corpus.vocabulary.start)
@@ -308,7 +314,7 @@ class Run:
     def status(self, progress):
         """Where training stands, in a line."""
         counters = self.counters
-        loss = float(counters.loss_sum) / max(1, counters.loss_count)  # the mean since the last validation
+        loss = self.train_loss()
         left = counters.seconds * (1 - progress) / max(progress, 1e-9)
         return (
             f"epoch {counters.step / self.steps_per_epoch:5.2f}  step {counters.step:>5}  loss {loss:.3f}  "
@@ -316,7 +322,7 @@ class Run:
         )
 
     def checkpoint(self):
-        """All that there is to save, in a dict: see `sample.read_checkpoint`."""
+        """All that there is to save, in a dict: see `sample.save_checkpoint`."""
         alone = self.processes == 1  # several processes have several states; after a restart they begin anew
         return {
             "settings": {name: value for name, value in vars(self.args).items() if name not in NOT_SETTINGS},
@@ -351,7 +357,8 @@ class Run:
     def restore(self, checkpoint):
         """Take over what `checkpoint` returned."""
         training = copy.deepcopy(checkpoint["training"])  # optimizers keep the tensors that they load
-        counters = Counters(**training["counters"])
+        known = {field.name for field in dataclasses.fields(Counters)}  # a file of another version may have more
+        counters = Counters(**{name: value for name, value in training["counters"].items() if name in known})
         if any(type(value) is not type(getattr(Counters, name)) for name, value in vars(counters).items()):
             raise ValueError("its counters are damaged")
         self.counters, self.best = counters, checkpoint["weights"] if counters.validated else None
@@ -360,8 +367,9 @@ class Run:
         self.optimizer.load_state_dict(training["optimizer"])
         if self.optimizer.defaults.get("fused"):  # these write beyond a tensor's end if it is too small
             for parameter, state in self.optimizer.state.items():
-                if any(part.shape != (() if name == "step" else parameter.shape) for name, part in state.items()):
-                    raise ValueError("its optimizer is damaged")
+                for name, part in state.items():
+                    if name != "step" and part.shape != parameter.shape:
+                        raise ValueError("its optimizer is damaged")
         if self.processes == 1 and training["state"] is not None:
             self.state = tuple(part.to(self.device) for part in training["state"])
         if self.device.type in training["random"]:
@@ -378,12 +386,12 @@ class Run:
             where, what = self.args.resume, "its vocabulary differs"
             raise InputError(f"{self.args.data} is not the text that {where} was trained on: {what}")
         self.restore(checkpoint)
-        self.training_step(self.progress())
+        self.training_step(self.progress())  # the trial: whatever is damaged raises an error by the last line
         self.status(self.progress())
         if not math.isfinite(self.counters.loss_sum):
             raise ValueError("its weights are not finite")
         self.model.load_state_dict(checkpoint["weights"])
-        self.restore(checkpoint)
+        self.restore(checkpoint)  # once more, because the trial has changed the weights
 
 
 def train(run, out, display):
@@ -395,7 +403,8 @@ def train(run, out, display):
     """
     args, counters = run.args, run.counters
     all_threads = torch.get_num_threads()
-    follow = not (args.threads or "OMP_NUM_THREADS" in os.environ or run.processes > 1 or run.device.type != "cpu")
+    alone = run.processes == 1 and run.device.type == "cpu"
+    choose_threads = alone and not args.threads and "OMP_NUM_THREADS" not in os.environ
     run.model.train()
     checked = -math.inf
     while True:
@@ -410,7 +419,7 @@ def train(run, out, display):
             continue
         if finished:
             return
-        if follow and time.monotonic() - checked > SAVE_EVERY:
+        if choose_threads and time.monotonic() - checked > SAVE_EVERY:
             before, counters.threads = counters.threads, faster_threads(run.trial, all_threads)
             checked = time.monotonic()
             if counters.threads != (before or all_threads):
@@ -475,7 +484,8 @@ def make_parser():
     flag = parser.add_argument_group("attention").add_argument
     states = "whose states it sees; decoder is self-attention (%(default)s)"
     flag("--memory-from", choices=["encoder", "decoder"], default="encoder", help=states)
-    flag("--memory", metavar="N", type=size, default=2000, help="how many steps back it sees (%(default)s)")
+    reach = "how many steps back it sees in reading; in training at most 400 (%(default)s)"
+    flag("--memory", metavar="N", type=size, default=2000, help=reach)
     training = parser.add_argument_group("training")
     flag = training.add_argument
     flag("--batch-size", metavar="N", type=size, default=20, help="parallel streams (%(default)s)")
@@ -506,7 +516,7 @@ def parse_arguments(argv, settings=None):
     Raises InputError for flags that cannot be, or cannot be changed.
     """
     parser = make_parser()
-    args = parser.parse_args(argv)
+    args = parser.parse_args(argv)  # without settings, to see which flags are given
     if settings is not None:
         if args.epochs or args.minutes:
             settings = {**settings, "epochs": None, "minutes": None}
@@ -540,7 +550,7 @@ def claim(out):
     """Make a folder for a run -> whether no other run had it.  Raises InputError if it cannot be written."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "log.csv").touch(exist_ok=False)  # one of several runs that begin at the same moment makes this file
+        (out / "log.csv").touch(exist_ok=False)  # of several runs that begin at the same moment, only one can do this
         return not (out / "checkpoint.pt").exists()
     except FileExistsError:
         return False
@@ -557,9 +567,11 @@ def folder_of(args):
             advice = f"give another --out, or go on with --resume {args.out}"
             raise InputError(f"{args.out} holds a run already, or is a file: {advice}")
         return pathlib.Path(args.out)
-    name = model_name(vars(args))
-    names = itertools.chain([name], (f"{name}-{n}" for n in itertools.count(2)))
-    return next(path for path in (pathlib.Path("out") / name for name in names) if claim(path))
+    out = pathlib.Path("out") / model_name(vars(args))
+    for n in itertools.count(2):
+        if claim(out):
+            return out
+        out = out.with_name(f"{model_name(vars(args))}-{n}")
 
 
 def test(run, out, display):
@@ -638,7 +650,7 @@ def main(argv=None, corpus=None):
         f"{'bfloat16' if run.bfloat16 else 'float32'} products, writing to {out}"
     )
     if saved is not None and run.progress() == 1:
-        display.line("this run has ended: give more --epochs or --minutes to go on")
+        display.line("this run has ended: give more --epochs or --minutes, or a lower --target-ppl, to go on")
     try:
         train(run, out, display)
         return test(run, out, display) if rank == 0 else None

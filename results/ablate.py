@@ -92,7 +92,7 @@ def main(argv=None):
     parser.add_argument("flags", nargs=argparse.REMAINDER, help="flags of train.py")
     args = parser.parse_args(argv)
     unchanged = train.parse_arguments([*args.flags, "--model", "attention"])
-    size = [] if unchanged.resume else ["--hidden-size", str(unchanged.hidden_size)]  # as without the change
+    size = [] if unchanged.resume else ["--hidden-size", str(unchanged.hidden_size)]  # the default depends on --model
     MODELS[args.change] = functools.partial(build, args.change)
     try:
         return train.main([*size, *args.flags, "--model", args.change])

@@ -46,7 +46,8 @@ def draw(rows, tokens):
         for x, j in columns:
             if weights[j] == 0:  # the slot is not in view
                 continue
-            kind, shade = "hit" if tokens[j] == word else "slot", 0.05 + 0.95 * weights[j]
+            kind = "hit" if tokens[j] == word else "slot"
+            shade = 0.05 + 0.95 * weights[j]
             words = html.escape(f"{before[j]} \u2192 {tokens[j]}: {weights[j]:.3f}; P({word}) = {p:.3f}")
             box = f'class="{kind}" x="{x}" y="{y}" width="{cell - 1}" height="{cell - 1}" fill-opacity="{shade:.3f}"'
             parts.append(f"<rect {box}><title>{words}</title></rect>")

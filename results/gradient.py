@@ -53,9 +53,9 @@ def build_tanh(vocab_size, settings):
 def train_tanh(settings, corpus, folder):
     """Train the plain network into a new folder, with the settings of another run -> the path of its checkpoint."""
     flags = argparse.Namespace(**{**settings, "model": "tanh", "out": folder, "resume": None})
-    run, out, display = train.Run(flags, corpus, torch.device("cpu")), train.folder_of(flags), train.Display()
-    train.train(run, out, display)
-    return train.test(run, out, display)["checkpoint"]
+    tanh, out, display = train.Run(flags, corpus, torch.device("cpu")), train.folder_of(flags), train.Display()
+    train.train(tanh, out, display)
+    return train.test(tanh, out, display)["checkpoint"]
 
 
 def gradient_norms(model, texts, reach):

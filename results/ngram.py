@@ -11,21 +11,22 @@ from data import Parser, add_corpus_flags, load_corpus, number, run
 
 
 class KneserNey:
-    """An interpolated Kneser-Ney n-gram model, which a neural model should beat.
+    """P(next token) from the counts of n-grams in a training text:
 
         P(w | context) = max(count(context w) - D, 0) / count(context)
                          + D types(context) / count(context) * P(w | shorter context)
 
     Below the highest order, the count of an n-gram is the number of different tokens that precede it. In each order
-    D = n1 / (n1 + 2 n2), where n1 and n2 are the numbers of n-grams counted once and twice (Kneser and Ney, 1995; Chen
-    and Goodman, 1999).
+    D = n1 / (n1 + 2 n2), where n1 and n2 are the numbers of n-grams counted once and twice, or 0.5 if n1 is 0. A
+    context that was never seen is shortened, and after the shortest all V tokens are equally probable (Kneser and Ney,
+    1995; Chen and Goodman, 1999).
 
     train: list of token numbers, each below vocabulary_size.  order: the n.
     """
 
     def __init__(self, train, order, vocabulary_size):
         self.order, self.vocabulary_size = order, vocabulary_size
-        counts = [None] * (order + 1)  # counts[n]: {n-gram: count}
+        counts = [None] * (order + 1)  # counts[n]: {n-gram: count}; there is no counts[0]
         counts[order] = collections.Counter(zip(*(train[k:] for k in range(order))))
         for n in range(order - 1, 0, -1):
             longer = set(zip(*(train[k:] for k in range(n + 1))))

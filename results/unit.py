@@ -35,7 +35,7 @@ def quotation(tokens, start):
     is_open = False
     for token in tokens:
         changes = token.count('"') % 2 == 1  # two quotes in one token are an empty quotation
-        is_open = is_open != changes and token != start
+        is_open = (is_open != changes) and token != start
         yield is_open
 
 

@@ -3,10 +3,11 @@
     python -m results.windows out/cell/checkpoint.pt out/attention/checkpoint.pt
 
 train.py reads the validation text as one, and a model knows all that it has read before. nanoGPT cuts it into windows
-of 256 characters and reads each from nothing, which gives a larger loss. A remainder shorter than a window is left out.
+of 256 characters and reads each without a state from before, which gives a larger loss. A remainder shorter than a
+window is left out.
 """
 
-from data import InputError, Parser, number, pairs, run
+from data import InputError, Parser, number, pairs, run, streams
 import torch
 
 from results.words import open_together
@@ -23,12 +24,11 @@ def evaluate_windows(model, tokens, start, length):
     count = len(tokens) // length
     if count == 0:
         raise InputError(f"the validation text has {len(tokens)} tokens, fewer than a window of {length}")
-    sides = (side[: count * length].long().view(count, length).t() for side in pairs(tokens, start))
-    parts = [side.split(BATCH, dim=1) for side in sides]  # input and target, each in parts (length, <= BATCH)
+    input, target = (streams(side, count).long() for side in pairs(tokens[: count * length], start))
     total = 0.0
-    for input, target in zip(*parts):
-        loss, _ = model.loss(input, target)
-        total += loss.item() * input.shape[1]
+    for x, y in zip(input.split(BATCH, dim=1), target.split(BATCH, dim=1)):  # (length, <= BATCH) each
+        loss, _ = model.loss(x, y)
+        total += loss.item() * x.shape[1]
     return total / count
 
 
