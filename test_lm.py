@@ -559,15 +559,23 @@ def test_tied_weights_are_one_matrix_and_first_weights_are_small():
         assert sum(p.numel() for p in free.parameters()) - sum(p.numel() for p in tied.parameters()) == 11 * 6
         with pytest.raises(ValueError, match="one-hot"):
             make_model(name, one_hot=True, tie_weights=True)
-        smaller = make_model(name, tie_weights=True).__class__(11, 4, 6, tie_weights=True)  # E smaller than H
-        assert smaller.embedding.weight is smaller.output.weight and smaller.output.weight.shape == (11, 4)
-        assert smaller(torch.randint(11, (5, 2)))[0].shape == (5, 2, 11)
         for tie in (False, True):
             model = make_model(name, 500, 20, tie_weights=tie)
             for weight in (model.embedding.weight.detach(), model.output.weight.detach()):
                 assert 0.099 < weight.abs().max() < 0.1001  # uniform between them
                 assert weight.std().item() == pytest.approx(0.1 / 3**0.5, rel=0.02)
             assert not model.output.bias.any()
+
+
+@each_kind
+def test_layers_and_sizes_are_used(name):
+    counts = [sum(p.numel() for p in make_model(name, num_layers=L).parameters()) for L in (1, 2)]
+    assert counts[0] < counts[1]
+    for tie in ("--tie-weights", "--no-tie-weights"):
+        args = train.parse_arguments([*flags_of(name), "--hidden-size", "6", "--embedding-size", "4", tie])
+        model = sample.MODELS[args.model](11, vars(args))
+        assert model(torch.randint(11, (5, 2)))[0].shape == (5, 2, 11)
+        assert model.output.weight.shape == (11, 4 if tie == "--tie-weights" else 6)
 
 
 @each_kind
@@ -900,7 +908,9 @@ def test_top_k_and_top_p_keep_the_right_tokens():
     assert kept(top_p=0.39) == {1} and kept(top_p=0.41) == {1, 3} and kept(top_p=0.9) == {0, 1, 3, 4}
     assert kept(top_k=3, top_p=0.7) == {1, 3}
     p = torch.zeros(5000, 4)  # all equal, and still no more than two
-    assert len(kept(top_k=2)) == 2
+    assert len(kept(top_k=2)) == len(kept(top_p=0.5)) == 2
+    rows = torch.tensor([[0.9, 0.1], [0.1, 0.9]]).log()  # the order differs from row to row
+    assert sample.choose(rows, top_p=0.5).tolist() == [0, 1]
 
 
 @each_kind
@@ -1143,7 +1153,7 @@ def test_what_is_reported(corpus, monkeypatch):
     run, losses, now = make_run(corpus, processes=2), [], [100.0]
     assert run.input.shape[1] == 2  # each process has half of the streams
     monkeypatch.setattr(train.time, "monotonic", lambda: now[0])
-    run.begun = run.interval = now[0]
+    run.begun = run.speed_since = now[0]
     forward, steps_done = run.forward_and_backward, []
 
     def recording():

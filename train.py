@@ -225,8 +225,8 @@ class Run:
         self.steps_between_validations = int(args.valid_every or self.steps_per_epoch)
         self.loss = Loss(self.model)
         self.counters, self.state, self.best = Counters(), None, None
-        self.begun = self.interval = self.saved = time.monotonic()
-        self.tokens = 0  # trained on since `interval`, by all processes
+        self.begun = self.speed_since = self.saved = time.monotonic()
+        self.tokens = 0  # trained on since `speed_since`, which moves forward by time that is no training
 
     def share(self):
         """Train together with the other processes from here on."""
@@ -277,12 +277,12 @@ class Run:
         with torch.random.fork_rng(devices=[]):
             self.forward_and_backward()
         seconds = time.monotonic() - begun
-        self.interval += seconds  # it is no part of the training speed, and neither is writing files
+        self.speed_since += seconds  # it is no part of the training speed, and neither is writing files
         return seconds
 
     def speed(self):
         """Training tokens per second since the last validation, of all processes."""
-        return self.tokens / max(1e-9, time.monotonic() - self.interval)
+        return self.tokens / max(1e-9, time.monotonic() - self.speed_since)
 
     def train_loss(self):
         """The mean of the training losses since the last validation, in this process."""
@@ -305,7 +305,7 @@ class Run:
         epoch, ppl = counters.step / self.steps_per_epoch, perplexity(valid_loss)
         counters.log += f"{counters.step},{epoch:.2f},{counters.seconds:.1f},{speed:.0f},"
         counters.log += f"{train_loss:.4f},{valid_loss:.4f},{ppl:.2f}\n"
-        self.tokens, self.interval = 0, time.monotonic()
+        self.tokens, self.speed_since = 0, time.monotonic()
         return (
             f"epoch {epoch:5.2f}  step {counters.step:>5}  ppl train {perplexity(train_loss):7.2f} valid {ppl:7.2f}"
             f"  {speed:>6,.0f} tokens/s  {clock(counters.seconds)}"
@@ -352,7 +352,7 @@ class Run:
         write_atomically(out / "log.csv", self.counters.log.encode())
         save_checkpoint(out / "checkpoint.pt", self.checkpoint())
         self.saved = time.monotonic()
-        self.interval += self.saved - begun
+        self.speed_since += self.saved - begun
 
     def restore(self, checkpoint):
         """Take over what `checkpoint` returned."""
