@@ -210,8 +210,8 @@ def choose(log_probs, greedy=False, top_k=None, top_p=None, generator=None):
 
 
 @torch.inference_mode()
-def generate(model, prompts, tokens, never=(), generator=None, temperature=None, top_k=None, top_p=None):
-    """Continue prompts: int64 (P, B), P >= 1 -> yields `tokens` tensors (B,), one a step.
+def generate(model, prompts, count, never=(), generator=None, temperature=None, top_k=None, top_p=None):
+    """Continue prompts: int64 (P, B), P >= 1 -> yields `count` tensors (B,), one a step.
 
     never: indices of tokens that are never chosen.  generator: a CPU torch.Generator.
     temperature: None is greedy.  top_k, top_p: see `choose`.
@@ -219,7 +219,7 @@ def generate(model, prompts, tokens, never=(), generator=None, temperature=None,
     greedy = temperature is None
     device, state = next(model.parameters()).device, None
     unread = prompts  # (P, B)
-    for _ in range(tokens):
+    for _ in range(count):
         for part in unread.split(256):  # the log-probabilities of a long prompt at once could fill the memory
             log_probs, state = model(part.to(device), state, 1.0 if greedy else temperature)  # (<= 256, B, V)
         scores = log_probs[-1].float().cpu()  # (B, V)
@@ -247,15 +247,15 @@ def prompt_tokens(text, vocabulary):
     return tokens, list(dict.fromkeys(unknown))
 
 
-def continuations(model, vocabulary, prompt, tokens, num_samples=1, seed=0, **how):
-    """Yield (num_samples,) lists of new tokens, step by step, after a prompt given as a list of tokens.
+def continuations(model, vocabulary, prompt, count, num_samples=1, seed=0, **how):
+    """Continue a prompt, a list of tokens -> yields `count` lists of new tokens, one a step, (num_samples,) each.
 
     how: temperature, top_k and top_p, see `generate`.
     """
     start = torch.cat((torch.tensor([vocabulary.start]), vocabulary.encode(prompt)))  # (P,)
     prompts = start[:, None].expand(-1, num_samples)  # (P, B)
     generator = torch.Generator().manual_seed(seed)
-    for token in generate(model, prompts, tokens, [vocabulary.unknown], generator, **how):
+    for token in generate(model, prompts, count, [vocabulary.unknown], generator, **how):
         yield vocabulary.decode(token)
 
 
