@@ -1385,7 +1385,7 @@ def run_with_kills(flags, folder, corpus, monkeypatch, moments):
 @each_kind
 def test_a_kill_at_any_moment_loses_nothing(name, tmp_path, monkeypatch):
     corpus = data.corpus_of([make_text(50)])
-    flags = [*SMALL, *flags_of(name), "--hidden-size", "8", "--valid-every", "5"]
+    flags = [*SMALL, "--epochs", "1", *flags_of(name), "--hidden-size", "8", "--valid-every", "4"]
     if name == "lstm":
         corpus, flags = data.corpus_of([make_text(20)], "char"), [*flags, "--input", "one-hot"]
     results = train.main([*flags, "--out", str(tmp_path / "whole")], corpus)
@@ -1549,7 +1549,7 @@ def test_what_is_added_is_trained_resumed_and_sampled(addition, tmp_path, monkey
     monkeypatch.setitem(data.TOKENISERS, "bytes", data.Tokeniser(lambda text: map(chr, text.encode()), iter))
     monkeypatch.setitem(data.TOKENISERS, "spaces", data.Tokeniser(str.split, join_spaced, drops_rare=True))
     level = addition if addition in data.TOKENISERS else "word"
-    strings = [make_text(20, seed) for seed in range(10)]
+    strings = [make_text(20, seed) for seed in range(7)]
     corpus = data.corpus_of(strings, level)
     if addition == "bytes":  # nothing is lost
         text = "\n\n\n".join(strings)
