@@ -163,25 +163,30 @@ class AttentionLM(LanguageModel):
         no step sees this slot.
         """
         state = self.start(input) if state is None else State(*state)  # any tuple becomes a State
+        M = self.memory_size_in_training if self.training else self.memory_size
         tokens = torch.cat((state.tokens, input))  # (S, B)
-        if self.training:
-            M, n = self.memory_size_in_training, max(1, self.near // 2)
-        else:
-            M, n = self.memory_size, self.near
-        slot = torch.arange(len(tokens), device=input.device)  # (S,)
-        step = slot[len(state.tokens) :, None]  # (T, 1), the slot that each step adds
-        distance = step - slot  # (T, S), t - j
-        in_view = (self.delay < distance) & (distance <= M)  # (T, S); later slots have a distance below 0
         followers = torch.cat((tokens[1:], tokens[-1:]))  # (S, B)
-        doubles = followers.t()[:, None, :] == input.t()[:, :, None]  # (B, 1, S) and (B, T, 1) -> (B, T, S)
-        # The clamp is max(t - j, n). n is at least 1, which keeps the logarithm finite for later slots, too.
-        bias = -self.decay * distance.clamp_min(n).to(self.decay.dtype).log()  # (T, S)
-        bias = bias.masked_fill(~in_view | doubles, -torch.inf)  # (B, T, S)
+        bias = self.bias(input, followers, M)  # (B, T, S)
         read = self.read_with_encoder if self.memory_from == "encoder" else self.read_alone
         m, readout_inputs, weights, carried = read(self.embed(input), state, bias)
         r = torch.tanh(self.readout(torch.cat(readout_inputs, dim=-1)))  # (T, B, R)
         memory = torch.cat((state.memory, m))  # (S, B, H)
         return r, weights, followers, State(tokens[-M:], memory[-M:], *carried)
+
+    def bias(self, input, followers, M):
+        """What is added to the scores: minus the decay of each slot at each step, or -inf where it is out of view.
+
+        input int64 (T, B), followers int64 (S, B), M the size of the memory -> (B, T, S).
+        """
+        n = max(1, self.near // 2) if self.training else self.near
+        slot = torch.arange(len(followers), device=input.device)  # (S,)
+        step = slot[-len(input) :, None]  # (T, 1), the slot that each step adds
+        distance = step - slot  # (T, S), t - j; below 0 for the slots of later steps
+        in_view = (self.delay < distance) & (distance <= M)  # (T, S)
+        doubles = followers.t()[:, None, :] == input.t()[:, :, None]  # (B, 1, S) and (B, T, 1) -> (B, T, S)
+        # The clamp is max(t - j, n). n is at least 1, so the logarithm is finite also where the distance is below 0.
+        decayed = -self.decay * distance.clamp_min(n).to(self.decay.dtype).log()  # (T, S)
+        return decayed.masked_fill(~in_view | doubles, -torch.inf)  # (B, T, S)
 
     def read_with_encoder(self, x, state, bias):
         """The encoder reads x (T, B, E) first. Then the decoder reads it step by step, with what it sees.
