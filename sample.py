@@ -181,6 +181,8 @@ def load_checkpoint(path, device="cpu", model=None):
 def first_line(error):
     """The beginning of an error's message, or its kind if it has none, in one printable line."""
     text = " ".join(str(error).split())[:100] or type(error).__name__
+    if isinstance(error, KeyError):
+        text = f"it has no {text}"
     return text if text.isprintable() else type(error).__name__
 
 
