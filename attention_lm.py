@@ -191,7 +191,7 @@ class AttentionLM(LanguageModel):
     def read_with_encoder(self, x, state, bias):
         """The encoder reads x (T, B, E) first. Then the decoder reads it step by step, with what it sees.
 
-        Here slots are of steps that the decoder has not come to yet. bias (B, T, S), see `attention`, hides them.
+        Some slots are of steps that the decoder has not come to yet. bias (B, T, S), see `attention`, hides them.
         Returns the new slots (T, B, H), what the readout is given, weights (T, B, 1 + S), and h, c, context, decoder_h
         and decoder_c of the next state.
         """

@@ -143,7 +143,7 @@ class Recurrence(torch.autograd.Function):
             torch.tanh(cs[t + 1], out=tanh_cs[t])
             torch.mul(o, tanh_cs[t], out=hs[t + 1])  # h' = o * tanh(c')
         ctx.save_for_backward(W_hh, gates, hs, cs, tanh_cs)
-        return hs[1:], hs[-1].clone(), cs[-1].clone()  # what a Function returns must not share memory
+        return hs[1:], hs[-1].clone(), cs[-1].clone()  # what is returned must not share memory
 
     @staticmethod
     @torch.autograd.function.once_differentiable  # autograd does not record what happens in here

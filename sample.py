@@ -155,6 +155,8 @@ def load_checkpoint(path, device="cpu", model=None):
     checkpoint = read_checkpoint(path)
     try:
         settings, vocabulary = checkpoint["settings"], checkpoint["vocabulary"]
+        if settings["model"] not in MODELS:
+            raise ValueError(f"there is no model {settings['model']} in MODELS")
         words = vocabulary["index2word"]
         if not all(type(word) is str for word in words) or len(set(words)) < len(words):
             raise ValueError("its vocabulary is damaged")

@@ -576,6 +576,7 @@ def test_layers_and_sizes_are_used(name):
         model = sample.MODELS[args.model](11, vars(args))
         assert model(torch.randint(11, (5, 2)))[0].shape == (5, 2, 11)
         assert model.output.weight.shape == (11, 4 if tie == "--tie-weights" else 6)
+        assert (model.output.weight is model.embedding.weight) == (tie == "--tie-weights")
 
 
 @each_kind
@@ -1283,6 +1284,7 @@ def work_together(folder):
 
     It is called in each of several processes, and in one alone.
     """
+    torch.set_num_threads(1)
     corpus, found = data.corpus_of([make_text()]), {}
     rank, processes = train.join_processes()
     for name in MODELS:
@@ -1384,8 +1386,8 @@ def run_with_kills(flags, folder, corpus, monkeypatch, moments):
 
 @each_kind
 def test_a_kill_at_any_moment_loses_nothing(name, tmp_path, monkeypatch):
-    corpus = data.corpus_of([make_text(50)])
-    flags = [*SMALL, "--epochs", "1", *flags_of(name), "--hidden-size", "8", "--valid-every", "4"]
+    corpus = data.corpus_of([make_text(30)])
+    flags = [*SMALL, *flags_of(name), "--hidden-size", "8", "--valid-every", "4"]
     if name == "lstm":
         corpus, flags = data.corpus_of([make_text(20)], "char"), [*flags, "--input", "one-hot"]
     results = train.main([*flags, "--out", str(tmp_path / "whole")], corpus)

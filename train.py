@@ -20,7 +20,7 @@ A run is a folder that no other run writes to: out/cell, then out/cell-2, and so
 
 checkpoint.pt is written at the start, about once a minute, before and after each validation, and at the end. A new file
 replaces the old one in one step, so that there is a whole one at every moment. However a run ends, --resume goes on
-from that file. With one process and a number of epochs, it comes to the same weights as if nothing had happened.
+from that file. With one process, --epochs and --threads, it comes to the same weights as if nothing had happened.
 
 Perplexity is exp(mean of -log P(token) in nats) over a split. Every token of the split is a target once. The split is
 read as one text from beginning to end with its state carried, as Mikolov et al. (2010) and Zaremba et al. (2014) do, so
@@ -109,7 +109,7 @@ def low_precision(name, device):
 
 
 def faster_threads(trial, every):
-    """One thread or `every` one, what is faster now by the seconds that `trial()` returns; sets and returns it.
+    """Set the number of threads, 1 or `every`, with which `trial()` takes fewer seconds now, and return it.
 
     Threads wait for each other at each of a step's small operations. So when another program keeps a core busy, all
     threads can be slower than one, up to thirty times.
@@ -206,7 +206,6 @@ class Run:
         if args.batch_size % processes:
             raise InputError(f"--batch-size {args.batch_size} cannot be divided by {processes} processes")
         self.args, self.corpus, self.device, self.rank, self.processes = args, corpus, device, rank, processes
-        torch.set_num_threads(args.threads or torch.get_num_threads())
         torch.manual_seed(args.seed)
         try:
             self.model = MODELS[args.model](len(corpus.vocabulary), vars(args)).to(device)
@@ -222,7 +221,7 @@ class Run:
         sides = [side.chunk(processes, dim=1)[rank].to(device) for side in sides]
         self.input, self.target = sides  # (N / B, B / processes) each
         self.steps_per_epoch = math.ceil(len(self.input) / args.bptt)
-        self.steps_between_validations = int(args.valid_every or self.steps_per_epoch)
+        self.steps_between_validations = args.valid_every or self.steps_per_epoch
         self.loss = Loss(self.model)
         self.counters, self.state, self.best = Counters(), None, None
         self.begun = self.speed_since = self.saved = time.monotonic()
@@ -356,6 +355,7 @@ class Run:
 
     def restore(self, checkpoint):
         """Take over what `checkpoint` returned."""
+        self.state = None
         training = copy.deepcopy(checkpoint["training"])  # optimizers keep the tensors that they load
         known = {field.name for field in dataclasses.fields(Counters)}  # a file of another version may have more
         counters = Counters(**{name: value for name, value in training["counters"].items() if name in known})
@@ -378,20 +378,17 @@ class Run:
             torch.manual_seed(self.args.seed + counters.step)
 
     def resume(self, checkpoint):
-        """Go on from what `checkpoint` returned, if a trial step shows that it can.
-
-        Raises InputError for another corpus, and any error for a checkpoint that was changed.
-        """
-        if checkpoint["vocabulary"] != self.corpus.vocabulary.plain():
-            where, what = self.args.resume, "its vocabulary differs"
-            raise InputError(f"{self.args.data} is not the text that {where} was trained on: {what}")
-        self.restore(checkpoint)
-        self.training_step(self.progress())  # the trial: whatever is damaged raises an error by the last line
-        self.status(self.progress())
-        if not math.isfinite(self.counters.loss_sum):
-            raise ValueError("its weights are not finite")
-        self.model.load_state_dict(checkpoint["weights"])
-        self.restore(checkpoint)  # once more, because the trial has changed the weights
+        """Go on from what `checkpoint` returned, if a trial step shows that it can.  Raises InputError if it cannot."""
+        try:
+            self.restore(checkpoint)
+            self.training_step(self.progress())  # the trial: whatever is damaged raises an error by the last line
+            self.status(self.progress())
+            if not math.isfinite(self.counters.loss_sum):
+                raise ValueError("its weights are not finite")
+            self.model.load_state_dict(checkpoint["weights"])
+            self.restore(checkpoint)  # once more, because the trial has changed the weights
+        except Exception as error:
+            raise InputError(f"the run cannot go on from its checkpoint.pt: {first_line(error)}") from None
 
 
 def train(run, out, display):
@@ -405,6 +402,7 @@ def train(run, out, display):
     all_threads = torch.get_num_threads()
     alone = run.processes == 1 and run.device.type == "cpu"
     choose_threads = alone and not args.threads and "OMP_NUM_THREADS" not in os.environ
+    torch.set_num_threads(args.threads or all_threads)
     run.model.train()
     checked = -math.inf
     while True:
@@ -516,12 +514,11 @@ def parse_arguments(argv, settings=None):
     Raises InputError for flags that cannot be, or cannot be changed.
     """
     parser = make_parser()
-    args = parser.parse_args(argv)  # without settings, to see which flags are given
-    if settings is not None:
+    args = parser.parse_args(argv)
+    if settings is not None:  # parsed again, with the settings as flags that stand before the given ones
         if args.epochs or args.minutes:
             settings = {**settings, "epochs": None, "minutes": None}
-        known = {name: value for name, value in settings.items() if name in args}  # of another version, there are more
-        args = parser.parse_args(argv, argparse.Namespace(**known))
+        args = parser.parse_args([*as_flags(settings, vars(args)), *argv])
     if not args.epochs and not args.minutes:
         args.epochs = 6
     sizes = {"attention": 190, "self-attention": 240}  # so all have as many parameters on python-docs, within 2%
@@ -538,12 +535,40 @@ def parse_arguments(argv, settings=None):
     return args
 
 
-def saved_run(folder):
-    """The checkpoint of the run in a folder, or None if it has none yet.  Raises InputError without such a folder."""
-    if not folder.is_dir():
-        raise InputError(f"there is no folder {folder} to resume: leave --resume out to begin a run")
-    path = folder / "checkpoint.pt"
-    return read_checkpoint(path) if path.exists() else None
+def as_flags(settings, known):
+    """Settings as the words of a command line, so that one parser checks both.  known: the names that have a flag."""
+    words = []
+    for name, value in settings.items():
+        if name not in known or value is None:
+            continue  # a flag of another version, or one that is not given
+        flag = f"--{name.replace('_', '-')}"
+        if type(value) is bool:
+            words.append(flag if value else flag.replace("--", "--no-", 1))
+        elif type(value) is list and all(type(number) is float for number in value):
+            words += [flag, *map(str, value)]
+        elif type(value) in (str, int, float) and str(value).isprintable():
+            words.append(f"{flag}={value}")
+        else:
+            raise InputError(f"the checkpoint's setting {name} is damaged")
+    return words
+
+
+def resumed(argv):
+    """The flags of --resume DIR, with the settings of the run in DIR -> a namespace, the run's checkpoint.
+
+    The checkpoint is None where there is no run in DIR yet.
+    Raises InputError where there is no DIR, or the run cannot go on with these flags.
+    """
+    args = parse_arguments(argv)
+    path = pathlib.Path(args.resume) / "checkpoint.pt"
+    if not path.parent.is_dir():
+        raise InputError(f"there is no folder {args.resume} to resume: leave --resume out to begin a run")
+    if not path.exists():
+        return args, None
+    checkpoint = read_checkpoint(path)
+    if not isinstance(checkpoint.get("settings"), dict):
+        raise InputError(f"{path} is not a checkpoint of train.py: it has no settings")
+    return parse_arguments(argv, checkpoint["settings"]), checkpoint
 
 
 def claim(out):
@@ -603,23 +628,6 @@ def test(run, out, display):
     return {**results, "checkpoint": str(path)}
 
 
-def make_run(args, corpus, display, rank=0, processes=1, saved=None):
-    """Read the corpus, unless it is given, and make the model -> Run.  saved: a checkpoint to go on from, or None."""
-    if corpus is None:
-        display.line(f"reading {args.data}")
-        corpus = load_corpus(args.data, args.level, args.min_count, args.vocab_size, args.split)
-    sizes = ", ".join(f"{len(tokens):,} {split}" for split, tokens in zip(SPLITS, corpus[1:]))
-    display.line(f"{sizes} tokens, {len(corpus.vocabulary):,} different, tokeniser {corpus.vocabulary.tokeniser}")
-    if saved is not None:  # before a model is made, which could be too large
-        check_sizes(vars(args), len(corpus.vocabulary), pathlib.Path(args.resume) / "checkpoint.pt")
-    run = Run(args, corpus, device_of(args.device), rank, processes)
-    if saved is not None:
-        run.resume(saved)
-    if processes > 1:
-        run.share()
-    return run
-
-
 def main(argv=None, corpus=None):
     """Train, test and write a sample.
 
@@ -631,25 +639,33 @@ def main(argv=None, corpus=None):
     Raises InputError for what the user can correct.
     """
     argv = sys.argv[1:] if argv is None else argv
-    args, saved, all_threads = parse_arguments(argv), None, torch.get_num_threads()
-    rank, processes = join_processes()
-    display = Display(quiet=rank > 0)
+    args, saved = parse_arguments(argv), None
     if args.resume:
-        saved = saved_run(pathlib.Path(args.resume))
-    try:
-        if saved is not None:
-            args = parse_arguments(argv, saved["settings"])
-        run = make_run(args, corpus, display, rank, processes, saved)
-    except Exception as error:
-        if saved is None or isinstance(error, InputError):
-            raise
-        raise InputError(f"the run in {args.resume} cannot go on from its file: {first_line(error)}") from None
+        args, saved = resumed(argv)
+    rank, processes = join_processes()
+    all_threads = torch.get_num_threads()
+    device = device_of(args.device)
+    display = Display(quiet=rank > 0)
+    if corpus is None:
+        display.line(f"reading {args.data}")
+        corpus = load_corpus(args.data, args.level, args.min_count, args.vocab_size, args.split)
+    sizes = ", ".join(f"{len(tokens):,} {split}" for split, tokens in zip(SPLITS, corpus[1:]))
+    display.line(f"{sizes} tokens, {len(corpus.vocabulary):,} different, tokeniser {corpus.vocabulary.tokeniser}")
+    if saved:  # before a model is made, which could be too large
+        check_sizes(vars(args), len(corpus.vocabulary), pathlib.Path(args.resume) / "checkpoint.pt")
+    run = Run(args, corpus, device, rank, processes)
+    if saved:
+        if saved.get("vocabulary") != corpus.vocabulary.plain():
+            raise InputError(f"{args.data} is not the text that {args.resume} was trained on: its vocabulary differs")
+        run.resume(saved)
+    if processes > 1:
+        run.share()
     out = folder_of(args) if rank == 0 else None  # not earlier: from here on nothing is wrong with the flags
     display.line(
-        f"{model_name(vars(args))}: {sum(p.numel() for p in run.model.parameters()):,} parameters on {run.device}, "
+        f"{model_name(vars(args))}: {sum(p.numel() for p in run.model.parameters()):,} parameters on {device}, "
         f"{'bfloat16' if run.bfloat16 else 'float32'} products, writing to {out}"
     )
-    if saved is not None and run.progress() == 1:
+    if saved and run.progress() == 1:
         display.line("this run has ended: give more --epochs or --minutes, or a lower --target-ppl, to go on")
     try:
         train(run, out, display)

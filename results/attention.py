@@ -20,9 +20,9 @@ def svg(width, height, parts, style=""):
     return f'{head}{style}<rect class="page" width="100%" height="100%"/>{"".join(parts)}</svg>\n'
 
 
-def svg_text(x, y, text, anchor="start", colour="black"):
+def svg_text(x, y, text, anchor="start"):
     """A text in an SVG picture that starts, ends or has its "middle" at a point."""
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}">{html.escape(text)}</text>'
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="black">{html.escape(text)}</text>'
 
 
 def draw(rows, tokens):
@@ -64,7 +64,11 @@ def main(argv=None):
     model, vocabulary, _ = load_checkpoint(args.checkpoint)
     if not isinstance(model, AttentionLM):
         raise InputError(f"{args.checkpoint} has no attention: give a checkpoint of an attention model")
-    tokens, _ = prompt_tokens(args.prompt, vocabulary)
+    tokens, unknown = prompt_tokens(args.prompt, vocabulary)
+    if len(tokens) < model.delay + 2:
+        raise InputError(f"there is nothing to look back at: give at least {model.delay + 2} words")
+    if unknown:
+        print(f"note: it does not know {', '.join(unknown)}")
     write_atomically(args.file, draw(look_back(model, vocabulary, tokens), tokens).encode())
 
 

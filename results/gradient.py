@@ -11,7 +11,6 @@ that was read. Each number is the geometric mean of the norms in all passages, c
 Sizes in comments: T steps, B passages, E embedding, H hidden units, L layers, R what the output layer is given.
 """
 
-import argparse
 import math
 
 from data import Parser, number, run, write_atomically
@@ -48,14 +47,6 @@ class TanhLM(LanguageModel):
 def build_tanh(vocab_size, settings):
     """The entry "tanh" of `sample.MODELS`."""
     return TanhLM(vocab_size, **shared_options(settings))
-
-
-def train_tanh(settings, corpus, folder):
-    """Train the plain network into a new folder, with the settings of another run -> the path of its checkpoint."""
-    flags = argparse.Namespace(**{**settings, "model": "tanh", "out": folder, "resume": None})
-    tanh, out, display = train.Run(flags, corpus, torch.device("cpu")), train.folder_of(flags), train.Display()
-    train.train(tanh, out, display)
-    return train.test(tanh, out, display)["checkpoint"]
 
 
 def gradient_norms(model, texts, reach):
@@ -117,11 +108,14 @@ def main(argv=None):
     flag("--file", default="gradient.svg", metavar="FILE.svg", help="the picture (%(default)s)")
     args = parser.parse_args(argv)
     MODELS["tanh"] = build_tanh
-    [(lstm, vocabulary, checkpoint)], corpus = open_together([args.checkpoint], model="cell")
+    [(lstm, _, checkpoint)], corpus = open_together([args.checkpoint], model="cell")
     settings = checkpoint["settings"]
-    first = train.Run(argparse.Namespace(**settings), corpus, torch.device("cpu")).model.eval()
+    known = vars(train.make_parser().parse_args([]))
     if args.train_tanh:
-        args.tanh = train_tanh(settings, corpus, args.train_tanh)
+        words = train.as_flags({**settings, "model": "tanh"}, known)
+        args.tanh = train.main([*words, "--out", args.train_tanh], corpus)["checkpoint"]
+    flags = train.parse_arguments(train.as_flags(settings, known))
+    first = train.Run(flags, corpus, torch.device("cpu")).model.eval()
     tanh, _, _ = load_checkpoint(args.tanh)
     texts = passages(corpus.valid, args.texts, 2 * REACH)  # (2 * REACH, B): more than REACH, so that the state settles
     curves = {}
