@@ -446,7 +446,7 @@ def test_attention_copies_what_it_can_only_know_by_looking_back(name):
         names, numbers = (torch.cat((part, part.gather(0, order))) for part in (names, numbers))
         return torch.stack((names, numbers), dim=1).flatten(0, 1)  # (24, B): name number name number ...
 
-    for _ in range(120):
+    for _ in range(80):
         optimizer.zero_grad()
         tokens = text()
         model.loss(tokens[:-1], tokens[1:])[0].backward()
