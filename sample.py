@@ -251,6 +251,14 @@ def prompt_tokens(text, vocabulary):
     return tokens, list(dict.fromkeys(unknown))
 
 
+def read_prompt(text, vocabulary, path):
+    """`prompt_tokens` -> the list of tokens; a note on stderr names those that the checkpoint at `path` does not know."""
+    tokens, unknown = prompt_tokens(text, vocabulary)
+    if unknown:
+        print(f"note: {path} does not know {', '.join(unknown)}; read as {UNK}", file=sys.stderr)
+    return tokens
+
+
 def continuations(model, vocabulary, prompt, count, num_samples=1, seed=0, **how):
     """Continue a prompt, a list of tokens -> yields `count` lists of new tokens, one a step, (num_samples,) each.
 
@@ -287,7 +295,10 @@ def look_back(model, vocabulary, tokens):
     tokens: list of N tokens, each predicted from those before it.  p: the probability that the model gives the token.
     copied: the share of its prediction that it copies from the memory.  weights: those of the N slots, oldest first,
     and 0 for a slot that is not in view. Slot j is followed by tokens[j].
+    Raises InputError when the text is so short that no slot comes into view.
     """
+    if len(tokens) < model.delay + 2:
+        raise InputError(f"there is nothing to look back at: give at least {model.delay + 2} words")
     indices = torch.cat((torch.tensor([vocabulary.start]), vocabulary.encode(tokens)))[:, None]  # (1 + N, 1)
     indices = indices.to(next(model.parameters()).device)
     r, weights, followers, _ = model.attend(indices[:-1])
@@ -317,14 +328,6 @@ def draw_attention(rows, tokens, width):
         seen = "  ".join(f"{before[j][:10]} -> {tokens[j][:10]} {weight:.2f}" for weight, j in best)
         lines.append(f"{word[:17]:>17}  {p:7.3f}  {copied:6.2f} |{shades}| {seen}".rstrip())
     return "\n".join(lines)
-
-
-def show_attention(model, vocabulary, tokens):
-    """Print where the model looks as it reads a text.  Raises InputError when the text is too short to look back."""
-    if len(tokens) < model.delay + 2:
-        raise InputError(f"there is nothing to look back at: give at least {model.delay + 2} words")
-    rows = look_back(model, vocabulary, tokens)
-    print(draw_attention(rows, tokens, shutil.get_terminal_size((110, 24)).columns))
 
 
 # --- The command -------------------------------------------------------------------------
@@ -415,9 +418,7 @@ def main(argv=None):
             print(f"\n=== {'from nothing' if prompt is None else prompt.strip()}, {name} ===\n")
         columns, firsts = [], []
         for path, (model, vocabulary, checkpoint) in zip(args.checkpoints, loaded):
-            given, unknown = ([], []) if prompt is None else prompt_tokens(prompt, vocabulary)
-            if unknown:
-                print(f"note: {path} does not know {', '.join(unknown)}; read as {UNK}", file=sys.stderr)
+            given = [] if prompt is None else read_prompt(prompt, vocabulary, path)
             steps = continuations(
                 model, vocabulary, given, args.tokens, args.num_samples, args.seed, temperature=temperature, **how
             )
@@ -432,7 +433,8 @@ def main(argv=None):
             print(compare(columns, shutil.get_terminal_size((120, 24)).columns))
         if args.show_attention:
             for tokens, (model, vocabulary, _) in zip(firsts, loaded):
-                show_attention(model, vocabulary, tokens)
+                rows = look_back(model, vocabulary, tokens)
+                print(draw_attention(rows, tokens, shutil.get_terminal_size((110, 24)).columns))
 
 
 if __name__ == "__main__":

@@ -221,7 +221,6 @@ class Run:
         sides = [side.chunk(processes, dim=1)[rank].to(device) for side in sides]
         self.input, self.target = sides  # (N / B, B / processes) each
         self.steps_per_epoch = math.ceil(len(self.input) / args.bptt)
-        self.steps_between_validations = args.valid_every or self.steps_per_epoch
         self.loss = Loss(self.model)
         self.counters, self.state, self.best = Counters(), None, None
         self.begun = self.speed_since = self.saved = time.monotonic()
@@ -399,6 +398,7 @@ def train(run, out, display):
     Raises InputError when a weight becomes inf or nan.
     """
     args, counters = run.args, run.counters
+    every = args.valid_every or run.steps_per_epoch
     all_threads = torch.get_num_threads()
     alone = run.processes == 1 and run.device.type == "cpu"
     choose_threads = alone and not args.threads and "OMP_NUM_THREADS" not in os.environ
@@ -408,7 +408,7 @@ def train(run, out, display):
     while True:
         progress = from_first(run.progress())
         finished = progress == 1 and counters.step > 0
-        if (finished or counters.step % run.steps_between_validations == 0) and counters.validated < counters.step:
+        if (finished or counters.step % every == 0) and counters.validated < counters.step:
             run.save(out)  # a validation can take long
             if display.live:
                 display.update("validating")

@@ -10,7 +10,7 @@ import html
 from data import InputError, Parser, run, write_atomically
 
 from attention_lm import AttentionLM
-from sample import load_checkpoint, look_back, most_seen, prompt_tokens
+from sample import load_checkpoint, look_back, most_seen, read_prompt
 
 
 def svg(width, height, parts, style=""):
@@ -64,11 +64,7 @@ def main(argv=None):
     model, vocabulary, _ = load_checkpoint(args.checkpoint)
     if not isinstance(model, AttentionLM):
         raise InputError(f"{args.checkpoint} has no attention: give a checkpoint of an attention model")
-    tokens, unknown = prompt_tokens(args.prompt, vocabulary)
-    if len(tokens) < model.delay + 2:
-        raise InputError(f"there is nothing to look back at: give at least {model.delay + 2} words")
-    if unknown:
-        print(f"note: it does not know {', '.join(unknown)}")
+    tokens = read_prompt(args.prompt, vocabulary, args.checkpoint)
     write_atomically(args.file, draw(look_back(model, vocabulary, tokens), tokens).encode())
 
 
