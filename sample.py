@@ -252,7 +252,7 @@ def prompt_tokens(text, vocabulary):
 
 
 def read_prompt(text, vocabulary, path):
-    """`prompt_tokens` -> the list of tokens; a note on stderr names those that the checkpoint at `path` does not know."""
+    """`prompt_tokens` -> list of tokens, after a note on stderr about those that the model at `path` does not know."""
     tokens, unknown = prompt_tokens(text, vocabulary)
     if unknown:
         print(f"note: {path} does not know {', '.join(unknown)}; read as {UNK}", file=sys.stderr)
