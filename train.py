@@ -84,7 +84,7 @@ def perplexity(nats):
     return math.exp(nats) if nats < 700 else math.inf
 
 
-# --- Schedule, precision and threads -------------------------------------------------------
+# --- The steps of training --------------------------------------------------------------------
 
 
 def schedule(progress, epoch=1, halve_after=None):
@@ -96,6 +96,204 @@ def schedule(progress, epoch=1, halve_after=None):
     if halve_after:
         return 0.5 ** max(0, epoch - halve_after)
     return min(1.0, progress / 0.03 + 0.02) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+@dataclasses.dataclass
+class Counters:
+    """How far a run is. They are saved and resumed as a whole, so a new one needs no line elsewhere."""
+
+    step: int = 0
+    seconds: float = 0.0  # of training so far, with validations
+    validated: int = 0  # the step of the last validation
+    loss_sum: float = 0.0  # of the training losses since then
+    best_loss: float = math.inf  # the smallest validation loss
+    threads: int = 0
+    log: str = "step,epoch,seconds,tokens_per_second,train_loss,valid_loss,valid_ppl\n"
+
+
+class Run:
+    """A model in training: its next step and its validation.
+
+    args: the flags.  corpus: a Corpus.  device: a torch.device.  rank, processes: see `join_processes`.
+    Raises InputError for flags that contradict each other, and for a batch that cannot be shared.
+    """
+
+    def __init__(self, args, corpus, device, rank=0, processes=1):
+        if args.batch_size % processes:
+            raise InputError(f"--batch-size {args.batch_size} cannot be divided by {processes} processes")
+        self.args, self.corpus, self.device, self.rank, self.processes = args, corpus, device, rank, processes
+        torch.manual_seed(args.seed)
+        try:
+            self.model = MODELS[args.model](len(corpus.vocabulary), vars(args)).to(device)
+        except ValueError as error:
+            raise InputError(str(error)) from None
+        if args.init:
+            for parameter in self.model.parameters():
+                nn.init.uniform_(parameter, -args.init, args.init)
+        self.bfloat16 = low_precision(args.dtype, device)
+        self.optimizer = OPTIMIZERS[args.optimizer](self.model.parameters(), lr=args.lr)
+        sides = [streams(side, args.batch_size) for side in pairs(corpus.train, corpus.vocabulary.start)]
+        sides = [side.chunk(processes, dim=1)[rank].to(device) for side in sides]
+        self.input, self.target = sides  # (N / B, B / processes) each
+        self.steps_per_epoch = math.ceil(len(self.input) / args.bptt)
+        self.loss = self.model.loss
+        self.counters, self.state, self.best = Counters(), None, None
+        self.all_threads = torch.get_num_threads()
+        self.begun = self.speed_since = time.monotonic()
+        self.tokens = 0  # trained on since `speed_since`, which moves forward by time that is no training
+
+    def progress(self):
+        """How much of the training is done: 1 when the minutes, the epochs or the target perplexity are reached.
+
+        It looks at the clock, and keeps the time in the counters.
+        """
+        counters, args = self.counters, self.args
+        counters.seconds = time.monotonic() - self.begun
+        if args.target_ppl and perplexity(counters.best_loss) <= args.target_ppl:
+            return 1.0
+        if args.minutes:
+            return min(1.0, counters.seconds / (60 * args.minutes))
+        return min(1.0, counters.step / (args.epochs * self.steps_per_epoch))
+
+    def training_step(self, progress):
+        """One window forward and backward and one step of the optimizer, at a progress from 0 to 1."""
+        counters, args = self.counters, self.args
+        self.model.grow(progress)
+        epoch = 1 + counters.step // self.steps_per_epoch
+        for group in self.optimizer.param_groups:  # torch's schedulers count steps, but progress may count time
+            group["lr"] = args.lr * schedule(progress, epoch, args.halve_after)
+        loss, state = self.forward_and_backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), args.clip)
+        self.optimizer.step()
+        self.state = tuple(part.detach() for part in state)  # the gradient ends at the edge of the window
+        counters.step += 1
+        counters.loss_sum += loss  # a tensor from here on: reading its value would make a GPU wait
+        self.tokens += args.bptt * args.batch_size
+
+    def forward_and_backward(self):
+        """The loss of the next window and, in the parameters, its gradient -> loss, next state."""
+        position = self.counters.step % self.steps_per_epoch
+        input, target = window(self.input, self.target, self.args.bptt, position)  # (T, B / processes)
+        self.optimizer.zero_grad()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+            loss, state = self.loss(input, target, self.state if position else None)
+        loss.backward()
+        return loss.detach(), state
+
+    def speed(self):
+        """Training tokens per second since the last validation, of all processes."""
+        return self.tokens / max(1e-9, time.monotonic() - self.speed_since)
+
+    def train_loss(self):
+        """The mean of the training losses since the last validation, in this process."""
+        return float(self.counters.loss_sum) / max(1, self.counters.step - self.counters.validated)
+
+    def validate(self):
+        """Evaluate on the validation split, add a row to the log, and keep the weights if they are the best so far.
+
+        Returns what to show.
+        """
+        counters, speed = self.counters, self.speed()
+        train_loss = mean(self.train_loss())
+        counters.validated, counters.loss_sum = counters.step, 0.0
+        if self.rank:
+            return ""
+        valid_loss = evaluate(self.model, self.corpus.valid.to(self.device), self.corpus.vocabulary.start)
+        if valid_loss < counters.best_loss:
+            counters.best_loss, self.best = valid_loss, copy.deepcopy(self.model.state_dict())
+        counters.seconds = time.monotonic() - self.begun
+        epoch, ppl = counters.step / self.steps_per_epoch, perplexity(valid_loss)
+        counters.log += f"{counters.step},{epoch:.2f},{counters.seconds:.1f},{speed:.0f},"
+        counters.log += f"{train_loss:.4f},{valid_loss:.4f},{ppl:.2f}\n"
+        self.tokens, self.speed_since = 0, time.monotonic()
+        return (
+            f"epoch {epoch:5.2f}  step {counters.step:>5}  ppl train {perplexity(train_loss):7.2f} valid {ppl:7.2f}"
+            f"  {speed:>6,.0f} tokens/s  {clock(counters.seconds)}"
+        )
+
+    def status(self, progress):
+        """Where training stands, in a line."""
+        counters = self.counters
+        loss = self.train_loss()
+        left = counters.seconds * (1 - progress) / max(progress, 1e-9)
+        return (
+            f"epoch {counters.step / self.steps_per_epoch:5.2f}  step {counters.step:>5}  loss {loss:.3f}  "
+            f"ppl {perplexity(loss):7.2f}  {self.speed():>6,.0f} tokens/s  {clock(left)} left"
+        )
+
+
+# --- The loop, and the test after it -----------------------------------------------------------
+
+
+def train(run, out, display):
+    """Train until the epochs, the minutes or the target perplexity are reached.
+
+    Each turn of the loop either validates or takes one step. To change what happens in a step, see `Run.training_step`.
+    out: the folder to save to, a path.  display: a Display.
+    Raises InputError when a weight becomes inf or nan.
+    """
+    args, counters = run.args, run.counters
+    every = args.valid_every or run.steps_per_epoch
+    torch.set_num_threads(args.threads or run.all_threads)
+    run.model.train()
+    minute = -math.inf
+    while True:
+        progress = from_first(run.progress())
+        finished = progress == 1 and counters.step > 0
+        if (finished or counters.step % every == 0) and counters.validated < counters.step:
+            save(run, out)  # a validation can take long
+            if display.live:
+                display.update("validating")
+            display.line(run.validate())
+            save(run, out)
+            continue
+        if finished:
+            return
+        if time.monotonic() - minute > SAVE_EVERY:  # at the start, and once a minute
+            minute = time.monotonic()
+            choose_threads(run, display)
+            save(run, out)
+        run.training_step(progress)
+        if display.is_due():
+            display.update(run.status(progress))
+
+
+def test(run, out, display):
+    """Test the best model, add the result to its checkpoint, and print it with a sample of text -> results dict."""
+    args, corpus, path = run.args, run.corpus, out / "checkpoint.pt"
+    model, vocabulary, checkpoint = load_checkpoint(path, run.device)
+
+    def shown(nats):
+        return f"{perplexity(nats):.2f} ({nats:.4f} nats per token)"
+
+    results = {"valid_ppl": perplexity(run.counters.best_loss), "test_ppl": None}
+    display.line(f"best valid perplexity {shown(run.counters.best_loss)}, kept in {path}")
+    if len(corpus.test):
+        if display.live:
+            display.update("testing")
+        nats = evaluate(model, corpus.test.to(run.device), vocabulary.start)
+        results["test_ppl"] = perplexity(nats)
+        display.line(f"test perplexity {shown(nats)}")
+    else:
+        display.line("no test perplexity: this split of the corpus leaves no test text")
+    save_checkpoint(path, {**checkpoint, "results": results})
+    per_word = TOKENISERS[vocabulary.tokeniser].per_word
+    prompt = vocabulary.decode(corpus.valid[: 10 * per_word])
+    steps = continuations(model, vocabulary, prompt, 60 * per_word, seed=args.seed, temperature=DEFAULT_TEMPERATURE)
+    text = vocabulary.join([*prompt, *(token for (token,) in steps)])
+    name = model_name(vars(args))
+    display.line(f"\nThe first {len(prompt)} tokens of the validation text, and how {name} goes on:\n")
+    display.line("".join(text).strip())
+    return {**results, "checkpoint": str(path)}
+
+
+# --- The rest is not about language models: skip it on a first reading ------------------------
+#
+# It chooses precision and threads, lets several processes train one model, keeps a run in a file, shows how far
+# training is, and reads the flags.
+
+
+# --- Precision and threads ---------------------------------------------------------------------
 
 
 def low_precision(name, device):
@@ -124,6 +322,27 @@ def faster_threads(trial, every):
     threads = 1 if seconds[1] < 0.9 * seconds[every] else every
     torch.set_num_threads(threads)
     return threads
+
+
+def trial(run):
+    """Seconds for forward and backward of a run's next window; nothing but the gradient is changed."""
+    begun = time.monotonic()
+    with torch.random.fork_rng(devices=[]):
+        run.forward_and_backward()
+    seconds = time.monotonic() - begun
+    run.speed_since += seconds  # it is no part of the training speed, and neither is writing files
+    return seconds
+
+
+def choose_threads(run, display):
+    """Go on with one thread or with all, whichever is faster now, unless the number is given."""
+    given = run.args.threads or "OMP_NUM_THREADS" in os.environ
+    if given or run.processes > 1 or run.device.type != "cpu":
+        return
+    before = run.counters.threads or run.all_threads
+    run.counters.threads = faster_threads(functools.partial(trial, run), run.all_threads)
+    if run.counters.threads != before:
+        display.line(f"going on with {run.counters.threads} of {run.all_threads} threads, which is faster now")
 
 
 # --- Several processes -----------------------------------------------------------------------
@@ -179,254 +398,119 @@ class Loss(nn.Module):
         return self.model.loss(input, target, state)
 
 
-# --- A run -----------------------------------------------------------------------------------
+def share(run):
+    """Let a run train together with those of the other processes from here on."""
+    torch.manual_seed(run.args.seed + run.rank)  # different dropout in each process
+    run.loss = nn.parallel.DistributedDataParallel(Loss(run.model))
 
 
-@dataclasses.dataclass
-class Counters:
-    """How far a run is. They are saved and resumed as a whole, so a new one needs no line elsewhere."""
-
-    step: int = 0
-    seconds: float = 0.0  # of training so far, with validations
-    validated: int = 0  # the step of the last validation
-    loss_sum: float = 0.0  # of the training losses since then
-    best_loss: float = math.inf  # the smallest validation loss
-    threads: int = 0
-    log: str = "step,epoch,seconds,tokens_per_second,train_loss,valid_loss,valid_ppl\n"
+# --- A run's file and folder --------------------------------------------------------------------
 
 
-class Run:
-    """A model in training: its next step, its validation and its file.
+def random_numbers(device):
+    """The module that has `get_rng_state` and `set_rng_state` for a device."""
+    return torch if device.type == "cpu" else torch.get_device_module(device)
 
-    args: the flags.  corpus: a Corpus.  device: a torch.device.  rank, processes: see `join_processes`.
-    Raises InputError for flags that contradict each other, and for a batch that cannot be shared.
+
+def checkpoint_of(run):
+    """All that there is to save of a run, in a dict: see `sample.save_checkpoint`."""
+    alone = run.processes == 1  # several processes have several states; after a restart they begin anew
+    return {
+        "settings": {name: value for name, value in vars(run.args).items() if name not in NOT_SETTINGS},
+        "vocabulary": run.corpus.vocabulary.plain(),
+        "weights": run.best or run.model.state_dict(),
+        "results": {"valid_ppl": perplexity(run.counters.best_loss)} if run.best else {},
+        "training": {
+            "counters": {**vars(run.counters), "loss_sum": float(run.counters.loss_sum)},
+            "weights": run.model.state_dict(),  # after the last step
+            "optimizer": run.optimizer.state_dict(),
+            "state": run.state if alone else None,
+            "random": {run.device.type: random_numbers(run.device).get_rng_state()} if alone else {},
+        },
+    }
+
+
+def save(run, out):
+    """Write a run's checkpoint.pt and log.csv to the folder `out`, in the first process.
+
+    Raises InputError, and writes nothing, when a weight is inf or nan.
     """
-
-    def __init__(self, args, corpus, device, rank=0, processes=1):
-        if args.batch_size % processes:
-            raise InputError(f"--batch-size {args.batch_size} cannot be divided by {processes} processes")
-        self.args, self.corpus, self.device, self.rank, self.processes = args, corpus, device, rank, processes
-        torch.manual_seed(args.seed)
-        try:
-            self.model = MODELS[args.model](len(corpus.vocabulary), vars(args)).to(device)
-        except ValueError as error:
-            raise InputError(str(error)) from None
-        if args.init:
-            for parameter in self.model.parameters():
-                nn.init.uniform_(parameter, -args.init, args.init)
-        self.random = torch if device.type == "cpu" else torch.get_device_module(device)  # has its random numbers
-        self.bfloat16 = low_precision(args.dtype, device)
-        self.optimizer = OPTIMIZERS[args.optimizer](self.model.parameters(), lr=args.lr)
-        sides = [streams(side, args.batch_size) for side in pairs(corpus.train, corpus.vocabulary.start)]
-        sides = [side.chunk(processes, dim=1)[rank].to(device) for side in sides]
-        self.input, self.target = sides  # (N / B, B / processes) each
-        self.steps_per_epoch = math.ceil(len(self.input) / args.bptt)
-        self.loss = Loss(self.model)
-        self.counters, self.state, self.best = Counters(), None, None
-        self.begun = self.speed_since = self.saved = time.monotonic()
-        self.tokens = 0  # trained on since `speed_since`, which moves forward by time that is no training
-
-    def share(self):
-        """Train together with the other processes from here on."""
-        torch.manual_seed(self.args.seed + self.rank)  # different dropout in each process
-        self.loss = nn.parallel.DistributedDataParallel(self.loss)
-
-    def progress(self):
-        """How much of the training is done: 1 when the minutes, the epochs or the target perplexity are reached.
-
-        It looks at the clock, and keeps the time in the counters.
-        """
-        counters, args = self.counters, self.args
-        counters.seconds = time.monotonic() - self.begun
-        if args.target_ppl and perplexity(counters.best_loss) <= args.target_ppl:
-            return 1.0
-        if args.minutes:
-            return min(1.0, counters.seconds / (60 * args.minutes))
-        return min(1.0, counters.step / (args.epochs * self.steps_per_epoch))
-
-    def forward_and_backward(self):
-        """The loss of the next window and, in the parameters, its gradient -> loss, next state."""
-        position = self.counters.step % self.steps_per_epoch
-        input, target = window(self.input, self.target, self.args.bptt, position)  # (T, B / processes)
-        self.optimizer.zero_grad()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            loss, state = self.loss(input, target, self.state if position else None)
-        loss.backward()
-        return loss.detach(), state
-
-    def training_step(self, progress):
-        """One window forward and backward and one step of the optimizer, at a progress from 0 to 1."""
-        counters, args = self.counters, self.args
-        self.model.grow(progress)
-        epoch = 1 + counters.step // self.steps_per_epoch
-        for group in self.optimizer.param_groups:  # torch's schedulers count steps, but progress may count time
-            group["lr"] = args.lr * schedule(progress, epoch, args.halve_after)
-        loss, state = self.forward_and_backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), args.clip)
-        self.optimizer.step()
-        self.state = tuple(part.detach() for part in state)  # the gradient ends at the edge of the window
-        counters.step += 1
-        counters.loss_sum += loss  # a tensor from here on: reading its value would make a GPU wait
-        self.tokens += args.bptt * args.batch_size
-
-    def trial(self):
-        """Seconds for forward and backward of the next window; nothing but the gradient is changed."""
-        begun = time.monotonic()
-        with torch.random.fork_rng(devices=[]):
-            self.forward_and_backward()
-        seconds = time.monotonic() - begun
-        self.speed_since += seconds  # it is no part of the training speed, and neither is writing files
-        return seconds
-
-    def speed(self):
-        """Training tokens per second since the last validation, of all processes."""
-        return self.tokens / max(1e-9, time.monotonic() - self.speed_since)
-
-    def train_loss(self):
-        """The mean of the training losses since the last validation, in this process."""
-        return float(self.counters.loss_sum) / max(1, self.counters.step - self.counters.validated)
-
-    def validate(self):
-        """Evaluate on the validation split, add a row to the log, and keep the weights if they are the best so far.
-
-        Returns what to show.
-        """
-        counters, speed = self.counters, self.speed()
-        train_loss = mean(self.train_loss())
-        counters.validated, counters.loss_sum = counters.step, 0.0
-        if self.rank:
-            return ""
-        valid_loss = evaluate(self.model, self.corpus.valid.to(self.device), self.corpus.vocabulary.start)
-        if valid_loss < counters.best_loss:
-            counters.best_loss, self.best = valid_loss, copy.deepcopy(self.model.state_dict())
-        counters.seconds = time.monotonic() - self.begun
-        epoch, ppl = counters.step / self.steps_per_epoch, perplexity(valid_loss)
-        counters.log += f"{counters.step},{epoch:.2f},{counters.seconds:.1f},{speed:.0f},"
-        counters.log += f"{train_loss:.4f},{valid_loss:.4f},{ppl:.2f}\n"
-        self.tokens, self.speed_since = 0, time.monotonic()
-        return (
-            f"epoch {epoch:5.2f}  step {counters.step:>5}  ppl train {perplexity(train_loss):7.2f} valid {ppl:7.2f}"
-            f"  {speed:>6,.0f} tokens/s  {clock(counters.seconds)}"
-        )
-
-    def status(self, progress):
-        """Where training stands, in a line."""
-        counters = self.counters
-        loss = self.train_loss()
-        left = counters.seconds * (1 - progress) / max(progress, 1e-9)
-        return (
-            f"epoch {counters.step / self.steps_per_epoch:5.2f}  step {counters.step:>5}  loss {loss:.3f}  "
-            f"ppl {perplexity(loss):7.2f}  {self.speed():>6,.0f} tokens/s  {clock(left)} left"
-        )
-
-    def checkpoint(self):
-        """All that there is to save, in a dict: see `sample.save_checkpoint`."""
-        alone = self.processes == 1  # several processes have several states; after a restart they begin anew
-        return {
-            "settings": {name: value for name, value in vars(self.args).items() if name not in NOT_SETTINGS},
-            "vocabulary": self.corpus.vocabulary.plain(),
-            "weights": self.best or self.model.state_dict(),
-            "results": {"valid_ppl": perplexity(self.counters.best_loss)} if self.best else {},
-            "training": {
-                "counters": {**vars(self.counters), "loss_sum": float(self.counters.loss_sum)},
-                "weights": self.model.state_dict(),  # after the last step
-                "optimizer": self.optimizer.state_dict(),
-                "state": self.state if alone else None,
-                "random": {self.device.type: self.random.get_rng_state()} if alone else {},
-            },
-        }
-
-    def save(self, out):
-        """Write checkpoint.pt and log.csv, in the first process.
-
-        Raises InputError, and writes nothing, when a weight is inf or nan.
-        """
-        if self.rank:
-            return
-        if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
-            advice = f"try a lower --lr or --clip; {out / 'checkpoint.pt'} holds the run before that"
-            raise InputError(f"the weights became inf or nan by step {self.counters.step}: {advice}")
-        begun = time.monotonic()
-        write_atomically(out / "log.csv", self.counters.log.encode())
-        save_checkpoint(out / "checkpoint.pt", self.checkpoint())
-        self.saved = time.monotonic()
-        self.speed_since += self.saved - begun
-
-    def restore(self, checkpoint):
-        """Take over what `checkpoint` returned."""
-        self.state = None
-        training = copy.deepcopy(checkpoint["training"])  # optimizers keep the tensors that they load
-        known = {field.name for field in dataclasses.fields(Counters)}  # a file of another version may have more
-        counters = Counters(**{name: value for name, value in training["counters"].items() if name in known})
-        if any(type(value) is not type(getattr(Counters, name)) for name, value in vars(counters).items()):
-            raise ValueError("its counters are damaged")
-        self.counters, self.best = counters, checkpoint["weights"] if counters.validated else None
-        self.begun = time.monotonic() - counters.seconds
-        self.model.load_state_dict(training["weights"])
-        self.optimizer.load_state_dict(training["optimizer"])
-        if self.optimizer.defaults.get("fused"):  # these write beyond a tensor's end if it is too small
-            for parameter, state in self.optimizer.state.items():
-                for name, part in state.items():
-                    if name != "step" and part.shape != parameter.shape:
-                        raise ValueError("its optimizer is damaged")
-        if self.processes == 1 and training["state"] is not None:
-            self.state = tuple(part.to(self.device) for part in training["state"])
-        if self.device.type in training["random"]:
-            self.random.set_rng_state(training["random"][self.device.type])
-        else:  # the run goes on with another device or another number of processes
-            torch.manual_seed(self.args.seed + counters.step)
-
-    def resume(self, checkpoint):
-        """Go on from what `checkpoint` returned, if a trial step shows that it can.  Raises InputError if it cannot."""
-        try:
-            self.restore(checkpoint)
-            self.training_step(self.progress())  # the trial: whatever is damaged raises an error by the last line
-            self.status(self.progress())
-            if not math.isfinite(self.counters.loss_sum):
-                raise ValueError("its weights are not finite")
-            self.model.load_state_dict(checkpoint["weights"])
-            self.restore(checkpoint)  # once more, because the trial has changed the weights
-        except Exception as error:
-            raise InputError(f"the run cannot go on from its checkpoint.pt: {first_line(error)}") from None
+    if run.rank:
+        return
+    if not all(parameter.isfinite().all() for parameter in run.model.parameters()):
+        advice = f"try a lower --lr or --clip; {out / 'checkpoint.pt'} holds the run before that"
+        raise InputError(f"the weights became inf or nan by step {run.counters.step}: {advice}")
+    begun = time.monotonic()
+    write_atomically(out / "log.csv", run.counters.log.encode())
+    save_checkpoint(out / "checkpoint.pt", checkpoint_of(run))
+    run.speed_since += time.monotonic() - begun
 
 
-def train(run, out, display):
-    """Train until the epochs, the minutes or the target perplexity are reached.
+def restore(run, checkpoint):
+    """Let a run take over what `checkpoint_of` returned."""
+    run.state = None
+    training = copy.deepcopy(checkpoint["training"])  # optimizers keep the tensors that they load
+    known = {field.name for field in dataclasses.fields(Counters)}  # a file of another version may have more
+    counters = Counters(**{name: value for name, value in training["counters"].items() if name in known})
+    if any(type(value) is not type(getattr(Counters, name)) for name, value in vars(counters).items()):
+        raise ValueError("its counters are damaged")
+    run.counters, run.best = counters, checkpoint["weights"] if counters.validated else None
+    run.begun = time.monotonic() - counters.seconds
+    run.model.load_state_dict(training["weights"])
+    run.optimizer.load_state_dict(training["optimizer"])
+    if run.optimizer.defaults.get("fused"):  # these write beyond a tensor's end if it is too small
+        for parameter, state in run.optimizer.state.items():
+            for name, part in state.items():
+                if name != "step" and part.shape != parameter.shape:
+                    raise ValueError("its optimizer is damaged")
+    if run.processes == 1 and training["state"] is not None:
+        run.state = tuple(part.to(run.device) for part in training["state"])
+    if run.device.type in training["random"]:
+        random_numbers(run.device).set_rng_state(training["random"][run.device.type])
+    else:  # the run goes on with another device or another number of processes
+        torch.manual_seed(run.args.seed + counters.step)
 
-    Each turn of the loop either validates or takes one step. To change what happens in a step, see `Run.training_step`.
-    out: the folder to save to, a path.  display: a Display.
-    Raises InputError when a weight becomes inf or nan.
-    """
-    args, counters = run.args, run.counters
-    every = args.valid_every or run.steps_per_epoch
-    all_threads = torch.get_num_threads()
-    alone = run.processes == 1 and run.device.type == "cpu"
-    choose_threads = alone and not args.threads and "OMP_NUM_THREADS" not in os.environ
-    torch.set_num_threads(args.threads or all_threads)
-    run.model.train()
-    checked = -math.inf
-    while True:
-        progress = from_first(run.progress())
-        finished = progress == 1 and counters.step > 0
-        if (finished or counters.step % every == 0) and counters.validated < counters.step:
-            run.save(out)  # a validation can take long
-            if display.live:
-                display.update("validating")
-            display.line(run.validate())
-            run.save(out)
-            continue
-        if finished:
-            return
-        if choose_threads and time.monotonic() - checked > SAVE_EVERY:
-            before, counters.threads = counters.threads, faster_threads(run.trial, all_threads)
-            checked = time.monotonic()
-            if counters.threads != (before or all_threads):
-                display.line(f"going on with {counters.threads} of {all_threads} threads, which is faster now")
-        if counters.step == 0 or time.monotonic() - run.saved > SAVE_EVERY:
-            run.save(out)
-        run.training_step(progress)
-        if display.is_due():
-            display.update(run.status(progress))
+
+def resume(run, checkpoint):
+    """Let a run go on from what `checkpoint_of` returned, if a trial step shows that it can, else raise InputError."""
+    try:
+        restore(run, checkpoint)
+        run.training_step(run.progress())  # the trial: whatever is damaged raises an error by the last line
+        run.status(run.progress())
+        if not math.isfinite(run.counters.loss_sum):
+            raise ValueError("its weights are not finite")
+        run.model.load_state_dict(checkpoint["weights"])
+        restore(run, checkpoint)  # once more, because the trial has changed the weights
+    except Exception as error:
+        raise InputError(f"the run cannot go on from its checkpoint.pt: {first_line(error)}") from None
+
+
+def claim(out):
+    """Make a folder for a run -> whether no other run had it.  Raises InputError if it cannot be written."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "log.csv").touch(exist_ok=False)  # of several runs that begin at the same moment, only one can do this
+        return not (out / "checkpoint.pt").exists()
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise InputError(f"output folder {out} cannot be written: {error.strerror}") from None
+
+
+def folder_of(args):
+    """The folder of a run, made if it is a new one -> a path.  Raises InputError if it holds another run."""
+    if args.resume:
+        return pathlib.Path(args.resume)
+    if args.out:
+        if not claim(pathlib.Path(args.out)):
+            advice = f"give another --out, or go on with --resume {args.out}"
+            raise InputError(f"{args.out} holds a run already, or is a file: {advice}")
+        return pathlib.Path(args.out)
+    out = pathlib.Path("out") / model_name(vars(args))
+    for n in itertools.count(2):
+        if claim(out):
+            return out
+        out = out.with_name(f"{model_name(vars(args))}-{n}")
 
 
 # --- What is shown -----------------------------------------------------------------------
@@ -571,63 +655,6 @@ def resumed(argv):
     return parse_arguments(argv, checkpoint["settings"]), checkpoint
 
 
-def claim(out):
-    """Make a folder for a run -> whether no other run had it.  Raises InputError if it cannot be written."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "log.csv").touch(exist_ok=False)  # of several runs that begin at the same moment, only one can do this
-        return not (out / "checkpoint.pt").exists()
-    except FileExistsError:
-        return False
-    except OSError as error:
-        raise InputError(f"output folder {out} cannot be written: {error.strerror}") from None
-
-
-def folder_of(args):
-    """The folder of a run, made if it is a new one -> a path.  Raises InputError if it holds another run."""
-    if args.resume:
-        return pathlib.Path(args.resume)
-    if args.out:
-        if not claim(pathlib.Path(args.out)):
-            advice = f"give another --out, or go on with --resume {args.out}"
-            raise InputError(f"{args.out} holds a run already, or is a file: {advice}")
-        return pathlib.Path(args.out)
-    out = pathlib.Path("out") / model_name(vars(args))
-    for n in itertools.count(2):
-        if claim(out):
-            return out
-        out = out.with_name(f"{model_name(vars(args))}-{n}")
-
-
-def test(run, out, display):
-    """Test the best model, add the result to its checkpoint, and print it with a sample of text -> results dict."""
-    args, corpus, path = run.args, run.corpus, out / "checkpoint.pt"
-    model, vocabulary, checkpoint = load_checkpoint(path, run.device)
-
-    def shown(nats):
-        return f"{perplexity(nats):.2f} ({nats:.4f} nats per token)"
-
-    results = {"valid_ppl": perplexity(run.counters.best_loss), "test_ppl": None}
-    display.line(f"best valid perplexity {shown(run.counters.best_loss)}, kept in {path}")
-    if len(corpus.test):
-        if display.live:
-            display.update("testing")
-        nats = evaluate(model, corpus.test.to(run.device), vocabulary.start)
-        results["test_ppl"] = perplexity(nats)
-        display.line(f"test perplexity {shown(nats)}")
-    else:
-        display.line("no test perplexity: this split of the corpus leaves no test text")
-    save_checkpoint(path, {**checkpoint, "results": results})
-    per_word = TOKENISERS[vocabulary.tokeniser].per_word
-    prompt = vocabulary.decode(corpus.valid[: 10 * per_word])
-    steps = continuations(model, vocabulary, prompt, 60 * per_word, seed=args.seed, temperature=DEFAULT_TEMPERATURE)
-    text = vocabulary.join([*prompt, *(token for (token,) in steps)])
-    name = model_name(vars(args))
-    display.line(f"\nThe first {len(prompt)} tokens of the validation text, and how {name} goes on:\n")
-    display.line("".join(text).strip())
-    return {**results, "checkpoint": str(path)}
-
-
 def main(argv=None, corpus=None):
     """Train, test and write a sample.
 
@@ -643,7 +670,6 @@ def main(argv=None, corpus=None):
     if args.resume:
         args, saved = resumed(argv)
     rank, processes = join_processes()
-    all_threads = torch.get_num_threads()
     device = device_of(args.device)
     display = Display(quiet=rank > 0)
     if corpus is None:
@@ -657,9 +683,9 @@ def main(argv=None, corpus=None):
     if saved:
         if saved.get("vocabulary") != corpus.vocabulary.plain():
             raise InputError(f"{args.data} is not the text that {args.resume} was trained on: its vocabulary differs")
-        run.resume(saved)
+        resume(run, saved)
     if processes > 1:
-        run.share()
+        share(run)
     out = folder_of(args) if rank == 0 else None  # not earlier: from here on nothing is wrong with the flags
     display.line(
         f"{model_name(vars(args))}: {sum(p.numel() for p in run.model.parameters()):,} parameters on {device}, "
@@ -674,7 +700,7 @@ def main(argv=None, corpus=None):
         display.line(f"\ninterrupted; go on with: python train.py --resume {out}")
         raise
     finally:
-        torch.set_num_threads(all_threads)
+        torch.set_num_threads(run.all_threads)
         if processes > 1:
             dist.destroy_process_group()
 
