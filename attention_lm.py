@@ -14,13 +14,13 @@ in a similar situation, and what followed there may well follow here:
     score_0  = s . h' + b                           the sentinel: "look at no slot"
     a        = softmax(score)                       weights over the sentinel and the slots
     context' = sum_j a_j m_j                        what the model sees by looking back; the sentinel adds nothing
-    r        = tanh(W [h', context'] + d)           the readout, a Linear; with an encoder, W [h', context', m]
+    r        = tanh(W [h', context'] + d)           the readout; with an encoder, W [h', context', m], see below
     P(w)     = a_0 softmax(Linear(r))_w + sum_j a_j [x_{j+1} = w]
 
 The last line is a mixture of two distributions over the next word w; the brackets are 1 where the tokens are equal and
 0 elsewhere. The model generates a word with probability a_0, and copies one from the memory with probability 1 - a_0.
 `decay` is one learned number: the weight of a slot falls with this power of its distance t - j, but slots nearer than n
-steps count as n steps away.
+steps, a fixed number, count as n steps away.
 
 The memory slides along the text. At step t, when x_t has been read, the slots t-M to t-1-k are in view, unless their
 follower is x_t itself. M is the size of the memory and k the delay. For example, at step 6 with M = 5 and k = 2:
@@ -46,7 +46,7 @@ The memory can hold the states of one of two networks:
     memory_from="decoder"    m_j is the decoder's own h' of that step: self-attention. The context is not fed to the
                              decoder, so that the decoder is a plain LSTM and all its steps look back at once.
 
-Attention is that of Bahdanau et al. (2015), with the dot product, the readout and the fed context of Luong et al.
+Attention and the fed context are those of Bahdanau et al. (2015), the dot product and the readout those of Luong et al.
 (2015). Copying and the sentinel are those of Merity et al. (2017); see also Grave et al. (2017) and See et al. (2017).
 
 Sizes in comments: T steps, B streams, V words, E embedding, H hidden units, R readout, L layers, S = K + T slots: K
@@ -62,21 +62,21 @@ from lstm_cell import LSTM, LSTMCell
 from lstm_lm import LanguageModel
 
 
-def attention(h, sentinel, slots, bias):
+def attention(h, sentinel, slots, score_bias):
     """Dot-product attention to the sentinel and to the slots -> context (T, B, H), weights (T, B, 1 + S).
 
     h (T, B, H): the states that look back.
     sentinel: a Linear from H to 1, for its score.
     slots: a list of two parts, (B, K, H) and (B, T, H). They stay apart because in training the carried ones need no
         gradient: a step then takes a fifth less time.
-    bias (B, T, S): is added to the scores of the slots: what `decay` subtracts, or -inf for a slot out of view.
+    score_bias (B, T, S): is added to the scores of the slots: what `decay` subtracts, or -inf for a slot out of view.
 
     The weights of a step sum to 1, and that of the sentinel is first.
     """
     with torch.autocast(h.device.type, enabled=False):  # bfloat16 has too few digits for scores
         h = h.transpose(0, 1)  # (B, T, H)
         scores = torch.cat([torch.bmm(h, part.transpose(1, 2)) for part in slots], dim=-1)  # (B, T, S)
-        scores = torch.cat((sentinel(h), scores + bias), dim=-1)  # (B, T, 1 + S)
+        scores = torch.cat((sentinel(h), scores + score_bias), dim=-1)  # (B, T, 1 + S)
         weights = torch.softmax(scores, dim=-1)  # (B, T, 1 + S)
         parts = weights[..., 1:].split([part.shape[1] for part in slots], dim=-1)  # (B, T, K), (B, T, T)
         context = sum(torch.bmm(a, part) for a, part in zip(parts, slots))  # (B, T, H)
@@ -166,14 +166,14 @@ class AttentionLM(LanguageModel):
         M = self.memory_size_in_training if self.training else self.memory_size
         tokens = torch.cat((state.tokens, input))  # (S, B)
         followers = torch.cat((tokens[1:], tokens[-1:]))  # (S, B)
-        bias = self.bias(input, followers, M)  # (B, T, S)
+        score_bias = self.score_bias(input, followers, M)  # (B, T, S)
         read = self.read_with_encoder if self.memory_from == "encoder" else self.read_alone
-        m, readout_inputs, weights, carried = read(self.embed(input), state, bias)
+        m, readout_inputs, weights, carried = read(self.embed(input), state, score_bias)
         r = torch.tanh(self.readout(torch.cat(readout_inputs, dim=-1)))  # (T, B, R)
         memory = torch.cat((state.memory, m))  # (S, B, H)
         return r, weights, followers, State(tokens[-M:], memory[-M:], *carried)
 
-    def bias(self, input, followers, M):
+    def score_bias(self, input, followers, M):
         """What is added to the scores: minus the decay of each slot at each step, or -inf where it is out of view.
 
         input int64 (T, B), followers int64 (S, B), M the size of the memory -> (B, T, S).
@@ -188,10 +188,10 @@ class AttentionLM(LanguageModel):
         decayed = -self.decay * distance.clamp_min(n).to(self.decay.dtype).log()  # (T, S)
         return decayed.masked_fill(~in_view | doubles, -torch.inf)  # (B, T, S)
 
-    def read_with_encoder(self, x, state, bias):
+    def read_with_encoder(self, x, state, score_bias):
         """The encoder reads x (T, B, E) first. Then the decoder reads it step by step, with what it sees.
 
-        Some slots are of steps that the decoder has not come to yet. bias (B, T, S), see `attention`, hides them.
+        Some slots are of steps that the decoder has not come to yet. score_bias (B, T, S), see `attention`, hides them.
         Returns the new slots (T, B, H), what the readout is given, weights (T, B, 1 + S), and h, c, context, decoder_h
         and decoder_c of the next state.
         """
@@ -202,18 +202,18 @@ class AttentionLM(LanguageModel):
         hs, contexts, weights = [], [], []
         for t in range(len(x)):
             h, c = self.decoder(torch.cat((x[t], context[0]), dim=-1), (h, c))  # (B, H) each
-            context, a = attention(h[None], self.sentinel, slots, bias[:, t : t + 1])  # (1, B, H), (1, B, 1 + S)
+            context, a = attention(h[None], self.sentinel, slots, score_bias[:, t : t + 1])  # (1, B, H), (1, B, 1 + S)
             hs.append(h[None])
             contexts.append(context)
             weights.append(a)
         readout_inputs = torch.cat(hs), torch.cat(contexts), m  # (T, B, H) each
         return m, readout_inputs, torch.cat(weights), (*encoder_state, context, h[None], c[None])
 
-    def read_alone(self, x, state, bias):
+    def read_alone(self, x, state, score_bias):
         """The decoder reads x, and its own states are the new slots. See `read_with_encoder`."""
         h, decoder_state = self.decoder(x, (state.h, state.c))  # (T, B, H)
         slots = [state.memory.transpose(0, 1), h.transpose(0, 1)]  # (B, K, H), (B, T, H)
-        contexts, weights = attention(h, self.sentinel, slots, bias)  # (T, B, H), (T, B, 1 + S)
+        contexts, weights = attention(h, self.sentinel, slots, score_bias)  # (T, B, H), (T, B, 1 + S)
         return h, (h, contexts), weights, (*decoder_state, state.context, state.decoder_h, state.decoder_c)
 
     def forward(self, input, state=None, temperature=1.0):
@@ -225,7 +225,8 @@ class AttentionLM(LanguageModel):
         """What `attend` returned -> log-probabilities (T, B, V), generated and copied."""
         p = weights[..., :1] * self.log_softmax(r, temperature).exp()  # (T, B, V)
         copied = weights[..., 1:]  # (T, B, S)
-        return log(p.scatter_add(-1, followers.t().expand(copied.shape), copied))
+        words = followers.t().expand(copied.shape)  # (T, B, S), the same at all steps
+        return log(p.scatter_add(-1, words, copied))  # adds copied[t, b, j] to p[t, b, words[t, b, j]]
 
     def loss(self, input, target, state=None):
         """As `LanguageModel.loss`, but the mixture is computed for the target alone."""

@@ -36,6 +36,7 @@ How a text is cut into tokens is an entry of `TOKENISERS`; you can add your own.
 import argparse
 import array
 import ast
+import collections
 import contextlib
 import functools
 import hashlib
@@ -91,18 +92,9 @@ def tokens_of(word):
     tokens = []
     for match in TOKEN.finditer(word):
         tokens.append(NUMBER if match[1] else match[0])
-        if match[0][0] in "。！？":  # after these no space follows
+        if match[0][0] in "。！？":  # these end a Chinese or Japanese sentence, and no space follows them
             tokens.append(EOS)
     return (*tokens, EOS) if ends_sentence(word) else tuple(tokens)
-
-
-def lines_of(text):
-    """Yield the lines of a text with their ends. One of more than a million characters is cut after a word.
-
-    Some corpora are a single line of 100 MB.
-    """
-    for match in re.finditer(r"[^\n]{1,1000000}\S*\n?|\n", text):
-        yield match[0]
 
 
 def normalise(text):
@@ -134,7 +126,7 @@ def normalise(text):
 
 
 def normalise_again(text):
-    """`normalise` for a prompt, which may contain the token N as `detokenise` writes it."""
+    """`normalise` for a prompt, which may contain the token N as `detokenise` writes it, and not as the letter n."""
     return normalise(re.sub(rf"\b{NUMBER}\b", "0", text))  # 0 is a number, so it becomes N
 
 
@@ -225,7 +217,7 @@ class Vocabulary:
         if max_size is not None:
             frequent = frequent[: max(0, max_size - len(special))]
         frequency = {word: counts.get(word, 0) for word in special.union(frequent)}
-        frequency[UNK] += sum(counts.values()) - sum(frequency.values())
+        frequency[UNK] += sum(counts.values()) - sum(frequency.values())  # all tokens that are not kept
         return cls(sorted(frequency, key=lambda word: (-frequency[word], word)), tokeniser)
 
     def plain(self):
@@ -291,16 +283,9 @@ class Corpus(typing.NamedTuple):
     test: torch.Tensor
 
 
-def number_tokens(tokens, index):
-    """Iterable of N tokens -> int32 tensor (N,) of their numbers.
-
-    index: a dict {token: number}. A token that it does not have gets the next number.
-    """
-    numbers = array.array("i")  # four bytes a token; a list would take eight, and more for the token
-    for token in tokens:
-        if token not in index:
-            index[token] = len(index)
-        numbers.append(index[token])
+def compact(numbers):
+    """Iterable of N numbers -> int32 tensor (N,), without a list in between, which takes twice the memory."""
+    numbers = array.array("i", numbers)
     return torch.frombuffer(numbers, dtype=torch.int32) if numbers else torch.zeros(0, dtype=torch.int32)
 
 
@@ -316,29 +301,14 @@ def prepare(texts, level="word", min_count=3, max_size=None):
     words = texts[0][:1_000_000].split()
     if level == "word" and words.count(UNK) > len(words) / 500:
         level = "lines"
-    tokeniser, index = TOKENISERS[level], {}
-    splits = [number_tokens(tokeniser.cut(text), index) for text in texts]  # numbered as they come
+    tokeniser = TOKENISERS[level]
+    counts = collections.Counter(tokeniser.cut(texts[0]))  # {token: how often it occurs in the training split}
+    vocabulary = Vocabulary.build(counts, level, min_count if tokeniser.drops_rare else 1, max_size)
+    splits = [compact(map(vocabulary.index, tokeniser.cut(text))) for text in texts]
     for split, tokens, text in zip(SPLITS, splits, texts):
         if len(tokens) < 10 and not (split == "test" and not text):
             raise InputError(f"the {split} split is too short ({len(tokens)} tokens): give more text")
-    parts = splits[0].split(1_000_000)  # bincount makes numbers of eight bytes, and here not of all at once
-    counts = sum(torch.bincount(part, minlength=len(index)) for part in parts).tolist()
-    counts = dict(zip(index, counts))  # {token: how often it occurs}
-    vocabulary = Vocabulary.build(counts, level, min_count if tokeniser.drops_rare else 1, max_size)
-    renumber = vocabulary.encode(index).int()  # (tokens in index,)
-    for tokens in splits:
-        for part in tokens.split(1_000_000):  # in place, to save memory
-            part.copy_(renumber[part])
     return Corpus(vocabulary, *splits)
-
-
-def cut_before(text, position):
-    """The end of the last document, else paragraph, line or word, in the 5% before a position, else that position."""
-    if position < len(text):
-        for gap in (r"\n\n\n", r"\n\n", r"\n", r"[\s。！？]"):
-            if match := re.compile(rf"(?s:.*){gap}").match(text, position - len(text) // 20, position):
-                return match.end()
-    return position
 
 
 def split_text(text, level="word", fractions=None):
@@ -429,6 +399,24 @@ def python_docs():
                 kept.append(paragraph.strip("\n"))
         unique.append("\n\n".join(kept))
     return "\n\n\n".join(document for document in unique if document.strip())
+
+
+def lines_of(text):
+    """Yield the lines of a text with their ends. One of more than a million characters is cut after a word.
+
+    Some corpora are a single line of 100 MB.
+    """
+    for match in re.finditer(r"[^\n]{1,1000000}\S*\n?|\n", text):
+        yield match[0]
+
+
+def cut_before(text, position):
+    """The end of the last document, else paragraph, line or word, in the 5% before a position, else that position."""
+    if position < len(text):
+        for gap in (r"\n\n\n", r"\n\n", r"\n", r"[\s。！？]"):
+            if match := re.compile(rf"(?s:.*){gap}").match(text, position - len(text) // 20, position):
+                return match.end()
+    return position
 
 
 def read_text(path):
@@ -579,7 +567,7 @@ def write_atomically(path, contents):
         os.close(folder)
 
 
-def run(main):
+def run_script(main):
     """Run a script's `main`. An error that the user can correct becomes one line on stderr and exit code 2."""
     try:
         main()
@@ -621,4 +609,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

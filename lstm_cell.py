@@ -4,7 +4,7 @@
 
 An LSTM reads a sequence one vector x at a time. It carries two vectors from step to step: the cell state c is its
 memory, and the hidden state h is what it shows of that memory (Hochreiter and Schmidhuber, 1997; the forget gate is
-from Gers et al., 2000). One step computes the new states h', c' from x, h and c:
+from Gers et al., 2000). One step computes the new states, h' and c', from x, h and c:
 
     z  = W_ih x + b_ih + W_hh h + b_hh      four blocks: z_i, z_f, z_g, z_o
     i  = sigmoid(z_i)                       input gate: how much of g to write
@@ -14,8 +14,10 @@ from Gers et al., 2000). One step computes the new states h', c' from x, h and c
     c' = f * c + i * g                      * multiplies element by element
     h' = o * tanh(c')
 
-The file begins with these equations and a loop, `LSTMCell` and `unroll`. The rest computes the same faster; skip it on
-a first reading. The parameters have the names, shapes, order and, from one seed, the initial values of torch's modules.
+The file begins with these equations and a loop, `LSTMCell` and `unroll`. `LSTM`, which the models use, computes the
+same faster, in one layer or more: skip it on a first reading. (The decoder of the model with an encoder uses
+`LSTMCell`.) The parameters have the names, shapes, order and, from one seed, the initial values of torch's modules:
+random numbers between -1/sqrt(H) and 1/sqrt(H).
 
 Sizes in comments: T steps, B sequences in parallel, I inputs, H hidden units, L layers.
 """
@@ -31,7 +33,7 @@ class LSTMCell(nn.Module):
     """One step of an LSTM, like `torch.nn.LSTMCell`.
 
     input_size, hidden_size: I and H.  bias: whether b_ih and b_hh exist.
-    Parameters: weight_ih (4H, I), weight_hh (4H, H), bias_ih and bias_hh (4H,), or None, which `F.linear` takes, too.
+    Parameters: weight_ih (4H, I), weight_hh (4H, H), bias_ih and bias_hh (4H,). Without bias, both are None.
     """
 
     def __init__(self, input_size, hidden_size, bias=True):
@@ -63,36 +65,16 @@ def unroll(cell, x, state=None):
     return torch.stack(hidden_states), state
 
 
-# --- Parameters and checks -----------------------------------------------------------------
+def dropout(x, p, training=True, locked=False):
+    """`F.dropout`: set each element to zero with probability p and divide the others by 1 - p.
 
-
-def add_parameters(module, input_size, hidden_size, bias, suffix=""):
-    """Give a module the parameters of one layer, uniform between -1/sqrt(H) and 1/sqrt(H), as in torch."""
-    bound = 1 / math.sqrt(hidden_size)
-    rows = 4 * hidden_size
-    shapes = {"weight_ih": (rows, input_size), "weight_hh": (rows, hidden_size), "bias_ih": (rows,), "bias_hh": (rows,)}
-    for name, shape in shapes.items():
-        exists = bias or name.startswith("weight")
-        parameter = nn.Parameter(torch.empty(shape).uniform_(-bound, bound)) if exists else None
-        module.register_parameter(name + suffix, parameter)
-
-
-def checked_state(cell, x, state):
-    """The state (h, c) that an LSTMCell starts from, after a check of all shapes. See `LSTMCell.forward`."""
-    H = cell.hidden_size
-    zeros = x.new_zeros(*x.shape[:-1], H)
-    h, c = (zeros, zeros) if state is None else state
-    for name, tensor, size in (("x", x, cell.input_size), ("h", h, H), ("c", c, H)):
-        if tensor.dim() not in (1, 2):
-            raise ValueError(f"LSTMCell takes {name} with 1 or 2 dimensions, got {tensor.dim()}")
-        expect_shape(name, tensor, *x.shape[:-1], size)
-    return h, c
-
-
-def expect_shape(name, tensor, *shape):
-    """Raise RuntimeError, as torch does, unless the tensor has this shape."""
-    if tensor.shape != shape:
-        raise RuntimeError(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")
+    locked: x is (T, B, ...) and loses the same elements at all T steps (Gal and Ghahramani, 2016).
+    On a CPU it takes less than half the time of F.dropout, because it draws its random numbers by `torch.rand`.
+    """
+    if not training or p == 0:
+        return x
+    shape = x[:1].shape if locked else x.shape
+    return x * (torch.rand(shape, device=x.device) >= p).to(x.dtype).div_(1 - p)
 
 
 # --- The same, faster: skip this on a first reading ----------------------------------------
@@ -169,18 +151,6 @@ class Recurrence(torch.autograd.Function):
         return dz, dh, dc, dW_hh
 
 
-def dropout(x, p, training=True, locked=False):
-    """`F.dropout`: set each element to zero with probability p and divide the others by 1 - p.
-
-    locked: x is (T, B, ...) and loses the same elements at all T steps (Gal and Ghahramani, 2016).
-    On a CPU it takes less than half the time of F.dropout, because it draws its random numbers by `torch.rand`.
-    """
-    if not training or p == 0:
-        return x
-    shape = x[:1].shape if locked else x.shape
-    return x * (torch.rand(shape, device=x.device) >= p).to(x.dtype).div_(1 - p)
-
-
 class LSTM(nn.Module):
     """`LSTMCell` over time and in layers, like `torch.nn.LSTM` (time first, one direction, no projection).
 
@@ -230,3 +200,38 @@ class LSTM(nn.Module):
             last_cs.append(last_c)
             x = dropout(hs, self.dropout, self.training and layer < L - 1, self.locked_dropout)  # (T, B, H)
         return x, (torch.stack(last_hs), torch.stack(last_cs))  # (T, B, H), (L, B, H) each
+
+
+# --- Parameters and checks -----------------------------------------------------------------
+
+
+def add_parameters(module, input_size, hidden_size, bias, suffix=""):
+    """Give a module the parameters of one layer, uniform between -1/sqrt(H) and 1/sqrt(H), as in torch.
+
+    suffix: what torch adds to the names in a layer, for example "_l0"; nothing in a cell.
+    """
+    bound = 1 / math.sqrt(hidden_size)
+    rows = 4 * hidden_size
+    shapes = {"weight_ih": (rows, input_size), "weight_hh": (rows, hidden_size), "bias_ih": (rows,), "bias_hh": (rows,)}
+    for name, shape in shapes.items():
+        exists = bias or name.startswith("weight")
+        parameter = nn.Parameter(torch.empty(shape).uniform_(-bound, bound)) if exists else None
+        module.register_parameter(name + suffix, parameter)
+
+
+def checked_state(cell, x, state):
+    """The state (h, c) that an LSTMCell starts from, after a check of all shapes. See `LSTMCell.forward`."""
+    H = cell.hidden_size
+    zeros = x.new_zeros(*x.shape[:-1], H)
+    h, c = (zeros, zeros) if state is None else state
+    for name, tensor, size in (("x", x, cell.input_size), ("h", h, H), ("c", c, H)):
+        if tensor.dim() not in (1, 2):
+            raise ValueError(f"LSTMCell takes {name} with 1 or 2 dimensions, got {tensor.dim()}")
+        expect_shape(name, tensor, *x.shape[:-1], size)
+    return h, c
+
+
+def expect_shape(name, tensor, *shape):
+    """Raise RuntimeError, as torch does, unless the tensor has this shape."""
+    if tensor.shape != shape:
+        raise RuntimeError(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")

@@ -82,9 +82,12 @@ class LanguageModel(nn.Module):
         return dropout(self.embedding(input), self.dropout, self.training, self.locked_dropout)  # (T, B, E)
 
     def log_softmax(self, r, temperature=1.0):
-        """What `features` returns, (T, B, R) -> log-probabilities (T, B, V). Autocast does not change their dtype."""
+        """What `features` returns, (T, B, R) -> log-probabilities (T, B, V).
+
+        Their dtype is that of the weights, also under autocast, in which torch computes products in 16 bits.
+        """
         logits = self.output(dropout(r, self.dropout, self.training, self.locked_dropout))  # (T, B, V)
-        if temperature != 1:  # with 0 at the best, no temperature, however small or large, gives nan
+        if temperature != 1:  # with 0 as the largest logit, no temperature is too small or too large
             logits = (logits - logits.amax(dim=-1, keepdim=True)).double()  # (T, B, V)
             logits = logits / temperature
         return F.log_softmax(logits, dim=-1, dtype=self.output.weight.dtype)  # (T, B, V)

@@ -34,7 +34,7 @@ import sys
 import textwrap
 import zipfile
 
-from data import EOS, UNK, InputError, Parser, Vocabulary, number, run, write_atomically
+from data import EOS, UNK, InputError, Parser, Vocabulary, number, run_script, write_atomically
 import torch
 
 from attention_lm import AttentionLM
@@ -53,7 +53,7 @@ def choose(log_probs, greedy=False, top_k=None, top_p=None, generator=None):
     """
     if greedy:
         return log_probs.argmax(dim=-1)
-    logits = log_probs.double()  # (B, V)
+    logits = log_probs.double()  # (B, V); log-probabilities are logits, too
     if top_k is not None:
         best, where = logits.topk(min(top_k, logits.shape[-1]))  # (B, K)
         logits = torch.full_like(logits, -torch.inf).scatter(-1, where, best)
@@ -126,7 +126,7 @@ def continuations(model, vocabulary, prompt, count, num_samples=1, seed=0, **how
         yield vocabulary.decode(token)
 
 
-# --- Attention, for people to look at ----------------------------------------------------
+# --- What attention looks at -------------------------------------------------------------
 
 
 @torch.inference_mode()
@@ -147,33 +147,6 @@ def look_back(model, vocabulary, tokens):
     p = log_probs.exp().gather(-1, indices[1:, :, None]).flatten().tolist()  # (N,)
     weights = weights[:, 0].tolist()  # N lists of 1 + N weights, the sentinel's first
     return [(token, p_t, 1 - sentinel, slots) for token, p_t, (sentinel, *slots) in zip(tokens, p, weights)]
-
-
-def most_seen(rows, count):
-    """The slots with the largest sums of weights over the rows of `look_back`: at most `count`, in order."""
-    totals = [sum(column) for column in zip(*(weights for *_, weights in rows))]
-    seen = [j for j in range(len(totals)) if totals[j] > 0]
-    seen.sort(key=lambda j: totals[j], reverse=True)
-    return sorted(seen[:count])
-
-
-def draw_attention(rows, tokens, width):
-    """The last rows of `look_back` as text of about this width: a shade for each slot, and the two largest weights."""
-    rows = rows[-40:]
-    columns = most_seen(rows, max(10, width - 74))
-    before = ["(start)", *tokens]
-    lines = ["         the word  P(word)  copied  the slots most looked at, as: word -> the word that followed it"]
-    for word, p, copied, weights in rows:
-        shades = "".join(" .:-=+*#%@"[min(9, int(10 * weights[j]))] for j in columns)
-        best = sorted(((weight, j) for j, weight in enumerate(weights) if weight >= 0.05), reverse=True)[:2]
-        seen = "  ".join(f"{before[j][:10]} -> {tokens[j][:10]} {weight:.2f}" for weight, j in best)
-        lines.append(f"{word[:17]:>17}  {p:7.3f}  {copied:6.2f} |{shades}| {seen}".rstrip())
-    return "\n".join(lines)
-
-
-# --- The rest is not about language models: skip it on a first reading ------------------------
-#
-# It builds models from settings, keeps them in files, and reads the flags.
 
 
 # --- Models ----------------------------------------------------------------------------
@@ -206,6 +179,11 @@ def model_name(settings):
     """What a model is called: its entry in `MODELS`, but self-attention without an encoder."""
     alone = settings["model"] == "attention" and settings["memory_from"] == "decoder"
     return "self-attention" if alone else settings["model"]
+
+
+# --- The rest is not about language models: skip it on a first reading ------------------------
+#
+# It keeps models in files, draws attention, and reads the flags.
 
 
 # --- Checkpoints -----------------------------------------------------------------------
@@ -319,6 +297,31 @@ def first_line(error):
     if isinstance(error, KeyError):
         text = f"it has no {text}"
     return text if text.isprintable() else type(error).__name__
+
+
+# --- Attention as text --------------------------------------------------------------------
+
+
+def most_seen(rows, count):
+    """The slots with the largest sums of weights over the rows of `look_back`: at most `count`, in order."""
+    totals = [sum(column) for column in zip(*(weights for *_, weights in rows))]
+    seen = [j for j in range(len(totals)) if totals[j] > 0]
+    seen.sort(key=lambda j: totals[j], reverse=True)
+    return sorted(seen[:count])
+
+
+def draw_attention(rows, tokens, width):
+    """The last rows of `look_back` as text of about this width: a shade for each slot, and the two largest weights."""
+    rows = rows[-40:]
+    columns = most_seen(rows, max(10, width - 74))
+    before = ["(start)", *tokens]
+    lines = ["         the word  P(word)  copied  the slots most looked at, as: word -> the word that followed it"]
+    for word, p, copied, weights in rows:
+        shades = "".join(" .:-=+*#%@"[min(9, int(10 * weights[j]))] for j in columns)
+        best = sorted(((weight, j) for j, weight in enumerate(weights) if weight >= 0.05), reverse=True)[:2]
+        seen = "  ".join(f"{before[j][:10]} -> {tokens[j][:10]} {weight:.2f}" for weight, j in best)
+        lines.append(f"{word[:17]:>17}  {p:7.3f}  {copied:6.2f} |{shades}| {seen}".rstrip())
+    return "\n".join(lines)
 
 
 # --- The command -------------------------------------------------------------------------
@@ -443,4 +446,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

@@ -795,14 +795,6 @@ def test_vocabulary_and_splits_come_from_the_right_text(tmp_path):
     assert corpus.vocabulary.decode(corpus.test[:6]) == ["Mr.", "<unk>", "has", "N", "x", "<eos>"]
 
 
-def test_a_long_text_is_stored_exactly():
-    """More than a million tokens, so that they are renumbered in parts."""
-    text = "".join(chr(0x3041 + k // 5000) for k in range(1_500_000))
-    corpus = data.corpus_of([text + text[::-1]], "char", fractions=(0.5, 0.5))
-    assert "".join(corpus.vocabulary.decode(corpus.train.tolist())) == text
-    assert "".join(corpus.vocabulary.decode(corpus.valid.tolist())) == text[::-1]
-
-
 def serve(monkeypatch, files):
     """Let `urlopen` answer from a dict {end of the address: bytes}."""
 
@@ -1169,9 +1161,9 @@ def test_what_is_reported(corpus, monkeypatch):
             run.training_step(0.5)
         now[0] += seconds
         expected, speed = sum(losses) / steps, 4 * 8 * steps / seconds  # all 4 streams, 8 steps each
-        assert f"loss {expected:.3f}" in run.status(0.5) and f"{speed:,.0f} tokens/s" in run.status(0.5)
+        assert f"loss {expected:.3f}" in train.status(run, 0.5) and f"{speed:,.0f} tokens/s" in train.status(run, 0.5)
         run.progress()
-        assert f" {train.clock(now[0] - 100)} left" in run.status(0.5)  # half is done
+        assert f" {train.clock(now[0] - 100)} left" in train.status(run, 0.5)  # half is done
         run.validate()
         row = run.counters.log.splitlines()[-1].split(",")
         assert float(row[4]) == pytest.approx(expected, abs=1e-4) and float(row[3]) == pytest.approx(speed, abs=0.5)
@@ -1420,7 +1412,7 @@ def test_ctrl_c_prints_one_line_and_goes_on(trained, corpus_file, tmp_path, monk
     flags = ["--model", "cell", "--data", corpus_file, *SMALL, "--out", str(tmp_path)]
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as left:
         kill_at(patch, {150}, KeyboardInterrupt)
-        data.run(lambda: train.main(flags))
+        data.run_script(lambda: train.main(flags))
     shown = capsys.readouterr()
     assert left.value.code == 130 and shown.err == ""
     assert shown.out.splitlines()[-1] == f"interrupted; go on with: python train.py --resume {tmp_path}"
@@ -1515,7 +1507,7 @@ def test_a_full_disk_leaves_the_file_whole(trained, tmp_path, monkeypatch, capsy
     before = {path: path.read_bytes() for path in folder.iterdir()}
     monkeypatch.setattr(data.os, "fsync", full)
     with pytest.raises(SystemExit) as left:
-        data.run(lambda: train.main(["--resume", str(folder), "--epochs", "3"]))
+        data.run_script(lambda: train.main(["--resume", str(folder), "--epochs", "3"]))
     error = capsys.readouterr().err
     assert left.value.code == 2 and error.count("\n") == 1 and "No space left" in error
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
@@ -1765,7 +1757,7 @@ def test_settings_that_ask_for_too_much_memory_are_refused_at_once(size, trained
 def test_errors_leave_with_code_2_and_one_line(bad_folder, capsys):
     for script, flags in [(sample, [str(bad_folder / "good.txt")]), (data, ["nowhere"]), (train, ["--bptt", "0"])]:
         with pytest.raises(SystemExit) as raised:
-            data.run(lambda: script.main(flags))
+            data.run_script(lambda: script.main(flags))
         shown = capsys.readouterr()
         assert (raised.value.code, shown.out) == (2, "")
         assert shown.err.startswith("error: ") and shown.err.count("\n") == 1
@@ -1777,11 +1769,11 @@ def test_torchs_errors_that_a_user_can_correct(capsys):
 
     for text, advice in [("can't allocate memory: 8 bytes", "sizes"), ("could not create a primitive", "--dtype")]:
         with pytest.raises(SystemExit):
-            data.run(lambda: raise_error(text))
+            data.run_script(lambda: raise_error(text))
         shown = capsys.readouterr().err
         assert advice in shown and shown.count("\n") == 1
     with pytest.raises(RuntimeError, match="a fault"):
-        data.run(lambda: raise_error("a fault of the program"))
+        data.run_script(lambda: raise_error("a fault of the program"))
 
 
 @pytest.mark.parametrize("script", [data, sample, train])

@@ -41,7 +41,7 @@ import pathlib
 import sys
 import time
 
-from data import SPLITS, TOKENISERS, InputError, Parser, add_corpus_flags, load_corpus, number, pairs, run
+from data import SPLITS, TOKENISERS, InputError, Parser, add_corpus_flags, load_corpus, number, pairs, run_script
 from data import streams, window, windows, write_atomically
 import torch
 import torch.distributed as dist
@@ -136,7 +136,7 @@ class Run:
         sides = [side.chunk(processes, dim=1)[rank].to(device) for side in sides]
         self.input, self.target = sides  # (N / B, B / processes) each
         self.steps_per_epoch = math.ceil(len(self.input) / args.bptt)
-        self.loss = self.model.loss
+        self.loss = self.model.loss  # `share` wraps it for several processes
         self.counters, self.state, self.best = Counters(), None, None
         self.all_threads = torch.get_num_threads()
         self.begun = self.speed_since = time.monotonic()
@@ -194,7 +194,7 @@ class Run:
         Returns what to show.
         """
         counters, speed = self.counters, self.speed()
-        train_loss = mean(self.train_loss())
+        train_loss = mean(self.train_loss())  # over the processes
         counters.validated, counters.loss_sum = counters.step, 0.0
         if self.rank:
             return ""
@@ -202,24 +202,8 @@ class Run:
         if valid_loss < counters.best_loss:
             counters.best_loss, self.best = valid_loss, copy.deepcopy(self.model.state_dict())
         counters.seconds = time.monotonic() - self.begun
-        epoch, ppl = counters.step / self.steps_per_epoch, perplexity(valid_loss)
-        counters.log += f"{counters.step},{epoch:.2f},{counters.seconds:.1f},{speed:.0f},"
-        counters.log += f"{train_loss:.4f},{valid_loss:.4f},{ppl:.2f}\n"
         self.tokens, self.speed_since = 0, time.monotonic()
-        return (
-            f"epoch {epoch:5.2f}  step {counters.step:>5}  ppl train {perplexity(train_loss):7.2f} valid {ppl:7.2f}"
-            f"  {speed:>6,.0f} tokens/s  {clock(counters.seconds)}"
-        )
-
-    def status(self, progress):
-        """Where training stands, in a line."""
-        counters = self.counters
-        loss = self.train_loss()
-        left = counters.seconds * (1 - progress) / max(progress, 1e-9)
-        return (
-            f"epoch {counters.step / self.steps_per_epoch:5.2f}  step {counters.step:>5}  loss {loss:.3f}  "
-            f"ppl {perplexity(loss):7.2f}  {self.speed():>6,.0f} tokens/s  {clock(left)} left"
-        )
+        return report(self, train_loss, valid_loss, speed)
 
 
 # --- The loop, and the test after it -----------------------------------------------------------
@@ -238,7 +222,7 @@ def train(run, out, display):
     run.model.train()
     minute = -math.inf
     while True:
-        progress = from_first(run.progress())
+        progress = from_first(run.progress())  # of several processes, the first looks at the clock
         finished = progress == 1 and counters.step > 0
         if (finished or counters.step % every == 0) and counters.validated < counters.step:
             save(run, out)  # a validation can take long
@@ -255,7 +239,7 @@ def train(run, out, display):
             save(run, out)
         run.training_step(progress)
         if display.is_due():
-            display.update(run.status(progress))
+            display.update(status(run, progress))
 
 
 def test(run, out, display):
@@ -476,7 +460,7 @@ def resume(run, checkpoint):
     try:
         restore(run, checkpoint)
         run.training_step(run.progress())  # the trial: whatever is damaged raises an error by the last line
-        run.status(run.progress())
+        status(run, run.progress())
         if not math.isfinite(run.counters.loss_sum):
             raise ValueError("its weights are not finite")
         run.model.load_state_dict(checkpoint["weights"])
@@ -535,6 +519,27 @@ class Display:
         """Print a line that stays."""
         if not self.quiet:
             print(f"{text:<79}" if self.live else text, end=end, flush=True)
+
+
+def status(run, progress):
+    """Where a run stands, in a line."""
+    step, epoch, loss = run.counters.step, run.counters.step / run.steps_per_epoch, run.train_loss()
+    left = run.counters.seconds * (1 - progress) / max(progress, 1e-9)
+    return (
+        f"epoch {epoch:5.2f}  step {step:>5}  loss {loss:.3f}  ppl {perplexity(loss):7.2f}  "
+        f"{run.speed():>6,.0f} tokens/s  {clock(left)} left"
+    )
+
+
+def report(run, train_loss, valid_loss, speed):
+    """Add a row to a run's log -> the same as a line to show.  The losses are in nats, the speed in tokens/s."""
+    step, epoch, seconds = run.counters.step, run.counters.step / run.steps_per_epoch, run.counters.seconds
+    ppl = perplexity(valid_loss)
+    run.counters.log += f"{step},{epoch:.2f},{seconds:.1f},{speed:.0f},{train_loss:.4f},{valid_loss:.4f},{ppl:.2f}\n"
+    return (
+        f"epoch {epoch:5.2f}  step {step:>5}  ppl train {perplexity(train_loss):7.2f} valid {ppl:7.2f}  "
+        f"{speed:>6,.0f} tokens/s  {clock(seconds)}"
+    )
 
 
 def clock(seconds):
@@ -706,4 +711,4 @@ def main(argv=None, corpus=None):
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

@@ -21,7 +21,7 @@ was changed.
 import argparse
 import functools
 
-from data import Parser, run
+from data import Parser, run_script
 import torch
 
 import train
@@ -101,4 +101,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

@@ -7,7 +7,7 @@
 
 import html
 
-from data import InputError, Parser, run, write_atomically
+from data import InputError, Parser, run_script, write_atomically
 
 from attention_lm import AttentionLM
 from sample import load_checkpoint, look_back, most_seen, read_prompt
@@ -69,4 +69,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

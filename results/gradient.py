@@ -13,7 +13,7 @@ Sizes in comments: T steps, B passages, E embedding, H hidden units, L layers, R
 
 import math
 
-from data import Parser, number, run, write_atomically
+from data import Parser, number, run_script, write_atomically
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -127,4 +127,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

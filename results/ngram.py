@@ -7,7 +7,7 @@
 import collections
 import math
 
-from data import Parser, add_corpus_flags, load_corpus, number, run
+from data import Parser, add_corpus_flags, load_corpus, number, run_script
 
 
 class KneserNey:
@@ -72,4 +72,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

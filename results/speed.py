@@ -12,7 +12,7 @@ import statistics
 import sys
 import time
 
-from data import load_corpus, run
+from data import load_corpus, run_script
 import torch
 
 import train
@@ -68,4 +68,4 @@ def main(argv=None, rounds=12, steps=5):
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

@@ -17,7 +17,7 @@ and a decoding is good if its row is near that one in all columns at once:
 import itertools
 import math
 
-from data import SPLITS, InputError, Parser, number, run
+from data import SPLITS, InputError, Parser, number, run_script
 import torch
 
 from results.ngram import KneserNey
@@ -107,4 +107,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

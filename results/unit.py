@@ -12,7 +12,7 @@ measured on the test text. (Without one, on the second half of the validation te
 Sizes in comments: N tokens, E embedding, H hidden units.
 """
 
-from data import EOS, TOKENISERS, UNK, InputError, Parser, run, write_atomically
+from data import EOS, TOKENISERS, UNK, InputError, Parser, run_script, write_atomically
 import torch
 
 from results.attention import svg, svg_text
@@ -164,4 +164,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

@@ -7,7 +7,7 @@ of 256 characters and reads each without a state from before, which gives a larg
 window is left out.
 """
 
-from data import InputError, Parser, number, pairs, run, streams
+from data import InputError, Parser, number, pairs, run_script, streams
 import torch
 
 from results.words import open_together
@@ -45,4 +45,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

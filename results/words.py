@@ -9,7 +9,7 @@ memories than in training.
 
 import math
 
-from data import InputError, Parser, load_corpus, pairs, run, windows
+from data import InputError, Parser, load_corpus, pairs, run_script, windows
 import torch
 
 from attention_lm import AttentionLM
@@ -73,4 +73,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)
