@@ -1237,16 +1237,23 @@ def test_the_faster_number_of_threads_is_used(corpus, tmp_path, monkeypatch, cap
             assert torch.get_num_threads() == expected
         disturbed = iter([5.0, 9.0, 1.0, 0.6, 1.0, 0.6])  # by a short moment
         assert train.faster_threads(lambda: next(disturbed), 4) == 4
-        used = []
+        used, trials, now = [], [], [0.0]
 
         def step(run, progress):
             used.append(torch.get_num_threads())
             run.counters.step += 1
+            now[0] += 5
+
+        def trial(run):
+            trials.append(run.counters.step)
+            now[0] += 100  # which does not bring the next choice nearer
+            return {1: 1.0, 3: 30.0}[torch.get_num_threads()]
 
         monkeypatch.setattr(train.Run, "training_step", step)
         monkeypatch.setattr(train, "evaluate", lambda *_: 1.0)
         monkeypatch.setattr(train, "test", lambda *_: None)
-        monkeypatch.setattr(train, "trial", lambda run: {1: 1.0, 3: 30.0}[torch.get_num_threads()])
+        monkeypatch.setattr(train, "trial", trial)
+        monkeypatch.setattr(train.time, "monotonic", lambda: now[0])
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
         for flags, expected in [([], 1), (["--threads", "2"], 2)]:
             used.clear()
@@ -1254,7 +1261,8 @@ def test_the_faster_number_of_threads_is_used(corpus, tmp_path, monkeypatch, cap
             sizes = [*TINY[: TINY.index("--threads")], "--epochs", "1", "--bptt", "40"]
             train.main([*sizes, *flags, "--out", str(tmp_path / f"{expected}")], corpus)
             assert set(used) == {expected} and torch.get_num_threads() == 3
-            assert ("1 of 3 threads" in capsys.readouterr().out) == (expected == 1)
+            assert capsys.readouterr().out.count("1 of 3 threads") == (expected == 1)
+        assert trials == [0, 0, 13, 13]  # once a minute of training, until step 20
     finally:
         torch.set_num_threads(1)
 
@@ -1492,7 +1500,8 @@ def test_checkpoints_of_other_versions_are_resumed(trained, corpus, tmp_path):
     for name in ("threads", "halve_after"):
         del checkpoint["settings"][name]
     checkpoint["settings"]["flag_of_old"] = 3
-    del checkpoint["training"]["counters"]["threads"]
+    del checkpoint["training"]["counters"]["loss_sum"]
+    checkpoint["training"]["counters"]["counter_of_old"] = 3
     sample.save_checkpoint(tmp_path / "checkpoint.pt", checkpoint)
     assert train.main(["--resume", str(tmp_path)], corpus)["test_ppl"] == trained["cell"].results["test_ppl"]
     checkpoint["training"]["random"] = {}  # as after training on a GPU or by several processes
@@ -1709,7 +1718,7 @@ def test_a_changed_bit_is_noticed(name, trained, openers):
 
 
 def edits(contents, draw):
-    """Checkpoints that are each wrong in one place, drawn anew for each -> yields (name of the place, dict)."""
+    """Checkpoints that each lack something, or have something odd in its place -> yields (name of the place, dict)."""
     deep = [1]
     for _ in range(60):  # small in a file, but 2^60 ones when it is printed
         deep = [deep, deep]
@@ -1720,9 +1729,10 @@ def edits(contents, draw):
         yield "all", value
     alike = all(isinstance(part, (torch.Tensor, dict)) for part in contents.values()) and len(contents) > 5
     for key, value in list(contents.items())[: 2 if alike else None]:  # of many weights, two
-        if draw.random() < 0.3:
+        drop, both = draw.random() < 0.5, isinstance(value, dict)
+        if drop or both:
             yield f"without {key}", {name: part for name, part in contents.items() if name != key}
-        else:
+        if both or not drop:
             yield key, {**contents, key: draw.choice([*odd, deep, deep, deep])}
         if isinstance(value, dict):
             for place, edited in edits(value, draw):

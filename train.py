@@ -107,7 +107,6 @@ class Counters:
     validated: int = 0  # the step of the last validation
     loss_sum: float = 0.0  # of the training losses since then
     best_loss: float = math.inf  # the smallest validation loss
-    threads: int = 0
     log: str = "step,epoch,seconds,tokens_per_second,train_loss,valid_loss,valid_ppl\n"
 
 
@@ -138,7 +137,7 @@ class Run:
         self.steps_per_epoch = math.ceil(len(self.input) / args.bptt)
         self.loss = self.model.loss  # `share` wraps it for several processes
         self.counters, self.state, self.best = Counters(), None, None
-        self.all_threads = torch.get_num_threads()
+        self.all_threads = torch.get_num_threads()  # as it is before `train` changes it
         self.begun = self.speed_since = time.monotonic()
         self.tokens = 0  # trained on since `speed_since`, which moves forward by time that is no training
 
@@ -233,10 +232,11 @@ def train(run, out, display):
             continue
         if finished:
             return
-        if time.monotonic() - minute > SAVE_EVERY:  # at the start, and once a minute
-            minute = time.monotonic()
+        if time.monotonic() - minute > SAVE_EVERY:  # at the start, and after each minute of training
+            if counters.step == 0 or minute > -math.inf:  # a run that is resumed keeps its file for a minute
+                save(run, out)
             choose_threads(run, display)
-            save(run, out)
+            minute = time.monotonic()
         run.training_step(progress)
         if display.is_due():
             display.update(status(run, progress))
@@ -309,7 +309,7 @@ def faster_threads(trial, every):
 
 
 def trial(run):
-    """Seconds for forward and backward of a run's next window; nothing but the gradient is changed."""
+    """Seconds for forward and backward of a run's next window. It changes only the gradient and `speed_since`."""
     begun = time.monotonic()
     with torch.random.fork_rng(devices=[]):
         run.forward_and_backward()
@@ -323,10 +323,10 @@ def choose_threads(run, display):
     given = run.args.threads or "OMP_NUM_THREADS" in os.environ
     if given or run.processes > 1 or run.device.type != "cpu":
         return
-    before = run.counters.threads or run.all_threads
-    run.counters.threads = faster_threads(functools.partial(trial, run), run.all_threads)
-    if run.counters.threads != before:
-        display.line(f"going on with {run.counters.threads} of {run.all_threads} threads, which is faster now")
+    before = torch.get_num_threads()
+    threads = faster_threads(functools.partial(trial, run), run.all_threads)
+    if threads != before:
+        display.line(f"going on with {threads} of {run.all_threads} threads, which is faster now")
 
 
 # --- Several processes -----------------------------------------------------------------------
@@ -417,7 +417,7 @@ def checkpoint_of(run):
 def save(run, out):
     """Write a run's checkpoint.pt and log.csv to the folder `out`, in the first process.
 
-    Raises InputError, and writes nothing, when a weight is inf or nan.
+    Raises InputError, and leaves the earlier file, when a weight is inf or nan, or when the file cannot be written.
     """
     if run.rank:
         return
@@ -642,13 +642,13 @@ def as_flags(settings, known):
     return words
 
 
-def resumed(argv):
+def resumed(argv, args):
     """The flags of --resume DIR, with the settings of the run in DIR -> a namespace, the run's checkpoint.
 
+    argv, args: the flags as words, and as `parse_arguments` returns them.
     The checkpoint is None where there is no run in DIR yet.
     Raises InputError where there is no DIR, or the run cannot go on with these flags.
     """
-    args = parse_arguments(argv)
     path = pathlib.Path(args.resume) / "checkpoint.pt"
     if not path.parent.is_dir():
         raise InputError(f"there is no folder {args.resume} to resume: leave --resume out to begin a run")
@@ -673,7 +673,7 @@ def main(argv=None, corpus=None):
     argv = sys.argv[1:] if argv is None else argv
     args, saved = parse_arguments(argv), None
     if args.resume:
-        args, saved = resumed(argv)
+        args, saved = resumed(argv, args)
     rank, processes = join_processes()
     device = device_of(args.device)
     display = Display(quiet=rank > 0)
