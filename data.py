@@ -125,47 +125,8 @@ def normalise(text):
         yield EOS
 
 
-def normalise_again(text):
-    """`normalise` for a prompt, which may contain the token N as `detokenise` writes it, and not as the letter n."""
-    return normalise(re.sub(rf"\b{NUMBER}\b", "0", text))  # 0 is a number, so it becomes N
-
-
-def words_of_lines(text):
-    """Yield the words between spaces, and `<eos>` after each line: for a text that is normalised already, as PTB is."""
-    for line in lines_of(text):
-        yield from line.split()
-        yield EOS
-
-
-def detokenise(tokens):
-    """Yield the text that each token adds, with the spacing of common usage, and a line for each sentence.
-
-    tokens: any iterable, also an endless one.
-
-    The text is for people. Cut again by `normalise_again`, 72% of the sentences of python-docs are what they were. Most
-    of the others end without a full stop and are joined to the next.
-    """
-    line, opens, open_quotes = "", False, set()  # opens: the token before takes no space after it
-    for token in tokens:
-        if token == EOS:
-            yield "\n"
-            line, opens, open_quotes = "", False, set()
-            continue
-        quote, closes = token in ("'", '"', "`", "``"), token in open_quotes
-        glued = not line or opens or closes or re.fullmatch(r"[.,;:?!)\]}%]+|-|/|n?'[a-z]+", token)
-        if token == "(":  # glued in os.getenv(x) and __init__(self), but not in: the file (a copy)
-            glued = not line or opens or re.search(r"^>>>|\w\.\w+$|_\w*$", line)
-        piece = token if glued else " " + token
-        yield piece
-        line += piece
-        opens = token in ("(", "[", "{", "/", "-", "$", "@", "#", "\\") or (quote and not closes)
-        opens = opens or (token == "." and not ends_sentence(line[:-1]))
-        if quote:
-            open_quotes ^= {token}
-
-
 class Tokeniser(typing.NamedTuple):
-    """How a text is cut into tokens, and how tokens are joined to a text.
+    """How a text is cut into tokens, and how tokens are joined to a text: an entry of `TOKENISERS`, further below.
 
     cut: a function from a str to an iterable of tokens.
     join: a function from an iterable of tokens to an iterable of pieces of text, one for each token.
@@ -181,13 +142,6 @@ class Tokeniser(typing.NamedTuple):
     start: str = EOS
     drops_rare: bool = False
     per_word: int = 1
-
-
-TOKENISERS = {
-    "word": Tokeniser(normalise, detokenise, normalise_again, drops_rare=True),
-    "lines": Tokeniser(words_of_lines, detokenise),
-    "char": Tokeniser(iter, iter, start="\n", per_word=5),  # each character as it is, line ends included
-}
 
 
 class Vocabulary:
@@ -341,7 +295,65 @@ def corpus_of(strings, level="word", min_count=3, max_size=None, fractions=None)
 
 # --- The rest is not about language models: skip it on a first reading ------------------------
 #
-# It finds the texts, checks flags, writes files, and turns errors into one line.
+# It has the other ways to cut a text, and the way back. It finds texts, checks flags and writes files.
+
+
+# --- Ways to cut and to join a text --------------------------------------------------------
+
+
+def lines_of(text):
+    """Yield the lines of a text with their ends. One of more than a million characters is cut after a word.
+
+    Some corpora are a single line of 100 MB.
+    """
+    for match in re.finditer(r"[^\n]{1,1000000}\S*\n?|\n", text):
+        yield match[0]
+
+
+def normalise_again(text):
+    """`normalise` for a prompt, which may contain the token N as `detokenise` writes it, and not as the letter n."""
+    return normalise(re.sub(rf"\b{NUMBER}\b", "0", text))  # 0 is a number, so it becomes N
+
+
+def words_of_lines(text):
+    """Yield the words between spaces, and `<eos>` after each line: for a text that is normalised already, as PTB is."""
+    for line in lines_of(text):
+        yield from line.split()
+        yield EOS
+
+
+def detokenise(tokens):
+    """Yield the text that each token adds, with the spacing of common usage, and a line for each sentence.
+
+    tokens: any iterable, also an endless one.
+
+    The text is for people. Cut again by `normalise_again`, 72% of the sentences of python-docs are what they were. Most
+    of the others end without a full stop and are joined to the next.
+    """
+    line, opens, open_quotes = "", False, set()  # opens: the token before takes no space after it
+    for token in tokens:
+        if token == EOS:
+            yield "\n"
+            line, opens, open_quotes = "", False, set()
+            continue
+        quote, closes = token in ("'", '"', "`", "``"), token in open_quotes
+        glued = not line or opens or closes or re.fullmatch(r"[.,;:?!)\]}%]+|-|/|n?'[a-z]+", token)
+        if token == "(":  # glued in os.getenv(x) and __init__(self), but not in: the file (a copy)
+            glued = not line or opens or re.search(r"^>>>|\w\.\w+$|_\w*$", line)
+        piece = token if glued else " " + token
+        yield piece
+        line += piece
+        opens = token in ("(", "[", "{", "/", "-", "$", "@", "#", "\\") or (quote and not closes)
+        opens = opens or (token == "." and not ends_sentence(line[:-1]))
+        if quote:
+            open_quotes ^= {token}
+
+
+TOKENISERS = {
+    "word": Tokeniser(normalise, detokenise, normalise_again, drops_rare=True),
+    "lines": Tokeniser(words_of_lines, detokenise),
+    "char": Tokeniser(iter, iter, start="\n", per_word=5),  # each character as it is, line ends included
+}
 
 
 # --- Texts ---------------------------------------------------------------------------------
@@ -399,15 +411,6 @@ def python_docs():
                 kept.append(paragraph.strip("\n"))
         unique.append("\n\n".join(kept))
     return "\n\n\n".join(document for document in unique if document.strip())
-
-
-def lines_of(text):
-    """Yield the lines of a text with their ends. One of more than a million characters is cut after a word.
-
-    Some corpora are a single line of 100 MB.
-    """
-    for match in re.finditer(r"[^\n]{1,1000000}\S*\n?|\n", text):
-        yield match[0]
 
 
 def cut_before(text, position):
