@@ -9,12 +9,13 @@ Slot j of the memory is a pair: the state m_j after reading the token x_j, and t
 step the model compares its own state with those in the slots. A slot that agrees with it is a place where the text was
 in a similar situation, and what followed there may well follow here:
 
-    h', c'   = LSTMCell([x, context], (h, c))       the decoder; x is an embedding, context that of the step before
+    h', c'   = LSTMCell([x, context], (h, c))       the decoder; x is an embedding, context that of the step before;
+                                                    without an encoder, LSTMCell(x, (h, c)), see below
     score_j  = m_j . h' - decay log(max(t - j, n))  dot product with each slot in view, less for slots far back
     score_0  = s . h' + b                           the sentinel: "look at no slot"
     a        = softmax(score)                       weights over the sentinel and the slots
     context' = sum_j a_j m_j                        what the model sees by looking back; the sentinel adds nothing
-    r        = tanh(W [h', context'] + d)           the readout; with an encoder, W [h', context', m], see below
+    r        = tanh(W [h', context'] + d)           the readout; with an encoder, W [h', context', m]
     P(w)     = a_0 softmax(Linear(r))_w + sum_j a_j [x_{j+1} = w]
 
 The last line is a mixture of two distributions over the next word w; the brackets are 1 where the tokens are equal and
@@ -34,15 +35,16 @@ follower is x_t itself. M is the size of the memory and k the delay. For example
 The k newest slots are out of view, because h' still holds what was read in the last few steps. The other two rules are
 for writing. A model that writes what it has just written gets into a state that agrees even more with the last ones, so
 that the text is caught in a loop: "tab id and tab id and tab id". A slot whose follower is x_t would double a word, and
-a preference for the nearest slots would repeat the last phrase. So n is 64 in reading, twice what it is in training:
-this costs 1% of perplexity, and the texts of self-attention repeat themselves about as often as real ones do.
+a preference for the nearest slots would repeat the last phrase. So outside training n is 64, twice what it is in
+training: this costs 1% of perplexity, and the texts of self-attention repeat themselves about as often as real ones do.
 
 At the first steps no slot is in view, so a_0 is 1 and the context is zero.
 
 The memory can hold the states of one of two networks:
 
     memory_from="encoder"    An encoder LSTM reads the same tokens, and m_j is its state: the encoder-decoder model.
-                             Its newest state m is also given to the readout, which trains the encoder.
+                             Its newest state m is also given to the readout, so that the encoder is trained to predict
+                             the next word, and not only to be looked back at.
     memory_from="decoder"    m_j is the decoder's own h' of that step: self-attention. The context is not fed to the
                              decoder, so that the decoder is a plain LSTM and all its steps look back at once.
 
@@ -108,9 +110,9 @@ class AttentionLM(LanguageModel):
 
     num_layers: L, of the LSTM whose states are the memory.
     memory_from: "encoder" or "decoder", as above.
-    memory_size: M in reading. In training it is smaller, see `grow`.
+    memory_size: M outside training. In training it is smaller, see `grow`.
     delay: k, the number of newest slots that are out of view.
-    near: n in reading, the distance up to which all slots count as equally near. In training it is half of this.
+    near: n outside training, the distance up to which all slots count as equally near. In training it is half of this.
 
     The other arguments are those of `LanguageModel`; weight_dropout acts in the LSTM whose states are the memory.
     The state is a `State`, or any tuple of the same tensors.

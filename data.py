@@ -109,8 +109,8 @@ def normalise(text):
     text: str.  Yields tokens, with `<eos>` after each sentence.
     """
     last, quotes = EOS, str.maketrans("‘’“”", "''\"\"")
-    for line in lines_of(text):
-        for part in line.lower().translate(quotes).splitlines():
+    for line in lines_of(text):  # with their \n
+        for part in line.lower().translate(quotes).splitlines():  # which also cuts at \r and at other line ends
             if not HAS_WORD.search(part):
                 continue
             if last != EOS and STARTS_SENTENCE.match(part):
@@ -127,6 +127,8 @@ def normalise(text):
 
 class Tokeniser(typing.NamedTuple):
     """How a text is cut into tokens, and how tokens are joined to a text: an entry of `TOKENISERS`, further below.
+
+    For example, the entry "word" has `normalise`, and "lines" cuts a text that is normalised already.
 
     cut: a function from a str to an iterable of tokens.
     join: a function from an iterable of tokens to an iterable of pieces of text, one for each token.

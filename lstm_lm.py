@@ -87,7 +87,7 @@ class LanguageModel(nn.Module):
         Their dtype is that of the weights, also under autocast, in which torch computes products in 16 bits.
         """
         logits = self.output(dropout(r, self.dropout, self.training, self.locked_dropout))  # (T, B, V)
-        if temperature != 1:  # with 0 as the largest logit, no temperature is too small or too large
+        if temperature != 1:  # with 0 as the largest logit, a tiny temperature cannot give inf - inf
             logits = (logits - logits.amax(dim=-1, keepdim=True)).double()  # (T, B, V)
             logits = logits / temperature
         return F.log_softmax(logits, dim=-1, dtype=self.output.weight.dtype)  # (T, B, V)

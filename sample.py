@@ -64,6 +64,7 @@ def choose(log_probs, greedy=False, top_k=None, top_p=None, generator=None):
         logits = logits.masked_fill(outside, -torch.inf)
     cumulative = torch.softmax(logits, dim=-1).cumsum(dim=-1)  # (B, V): P(this token or one before it)
     # One random number for each sample picks a place in it. torch.multinomial would draw V, slower than the model.
+    # With right=True no place belongs to a token of probability 0.
     drawn = torch.rand(len(cumulative), 1, dtype=cumulative.dtype, generator=generator) * cumulative[:, -1:]  # (B, 1)
     return torch.searchsorted(cumulative, drawn, right=True)[:, 0]
 
@@ -86,32 +87,6 @@ def generate(model, prompts, count, never=(), generator=None, temperature=None, 
         token = choose(scores, greedy, top_k, top_p, generator)  # (B,)
         yield token
         unread = token[None]  # (1, B)
-
-
-def prompt_tokens(text, vocabulary):
-    """Split a prompt into tokens as the corpus was -> (list of tokens, list of those not in the vocabulary).
-
-    Raises InputError for a prompt without any token.
-    """
-    tokens = list(vocabulary.cut_again(text))
-    if tokens and tokens[-1] == EOS:
-        tokens.pop()  # so that the model may continue the prompt's last sentence
-    known = vocabulary.word2index
-    for position, token in enumerate(tokens):
-        if token not in known and token.lower() in known:  # in a corpus of small letters, such as ptb
-            tokens[position] = token.lower()
-    if not tokens:
-        raise InputError("the prompt is empty: give some words, or leave --prompt out to start from nothing")
-    unknown = [token for token in tokens if token not in known]
-    return tokens, list(dict.fromkeys(unknown))
-
-
-def read_prompt(text, vocabulary, path):
-    """`prompt_tokens` -> list of tokens, after a note on stderr about those that the model at `path` does not know."""
-    tokens, unknown = prompt_tokens(text, vocabulary)
-    if unknown:
-        print(f"note: {path} does not know {', '.join(unknown)}; read as {UNK}", file=sys.stderr)
-    return tokens
 
 
 def continuations(model, vocabulary, prompt, count, num_samples=1, seed=0, **how):
@@ -155,7 +130,7 @@ def look_back(model, vocabulary, tokens):
 def shared_options(settings):
     """The settings that all models take, as arguments of `LSTMLM`."""
     names = "embedding_size hidden_size dropout locked_dropout weight_dropout tie_weights".split()
-    same = {name: settings[name] for name in names if name in settings}  # one that is newer than a file has its default
+    same = {name: settings[name] for name in names if name in settings}  # one that an older file lacks has its default
     return {**same, "num_layers": settings["layers"], "one_hot": settings["input"] == "one-hot"}
 
 
@@ -325,6 +300,32 @@ def draw_attention(rows, tokens, width):
 
 
 # --- The command -------------------------------------------------------------------------
+
+
+def prompt_tokens(text, vocabulary):
+    """Split a prompt into tokens as the corpus was -> (list of tokens, list of those not in the vocabulary).
+
+    Raises InputError for a prompt without any token.
+    """
+    tokens = list(vocabulary.cut_again(text))
+    if tokens and tokens[-1] == EOS:
+        tokens.pop()  # so that the model may continue the prompt's last sentence
+    known = vocabulary.word2index
+    for position, token in enumerate(tokens):
+        if token not in known and token.lower() in known:  # in a corpus of small letters, such as ptb
+            tokens[position] = token.lower()
+    if not tokens:
+        raise InputError("the prompt is empty: give some words, or leave --prompt out to start from nothing")
+    unknown = [token for token in tokens if token not in known]
+    return tokens, list(dict.fromkeys(unknown))
+
+
+def read_prompt(text, vocabulary, path):
+    """`prompt_tokens` -> list of tokens, after a note on stderr about those that the model at `path` does not know."""
+    tokens, unknown = prompt_tokens(text, vocabulary)
+    if unknown:
+        print(f"note: {path} does not know {', '.join(unknown)}; read as {UNK}", file=sys.stderr)
+    return tokens
 
 
 def device_of(name):

@@ -20,7 +20,7 @@ A run is a folder that no other run writes to: out/cell, then out/cell-2, and so
 
 checkpoint.pt is written at the start, about once a minute, before and after each validation, and at the end. A new file
 replaces the old one in one step, so that there is a whole one at every moment. However a run ends, --resume goes on
-from that file. With one process, --epochs and --threads, it comes to the same weights as if nothing had happened.
+from that file. A run of one process with --epochs and a fixed --threads ends with the weights that it would have had.
 
 Perplexity is exp(mean of -log P(token) in nats) over a split. Every token of the split is a target once. The split is
 read as one text from beginning to end with its state carried, as Mikolov et al. (2010) and Zaremba et al. (2014) do, so
@@ -113,7 +113,8 @@ class Counters:
 class Run:
     """A model in training: its next step and its validation.
 
-    args: the flags.  corpus: a Corpus.  device: a torch.device.  rank, processes: see `join_processes`.
+    args: the flags.  corpus: a Corpus.  device: a torch.device.
+    rank, processes: this process's number and their number, 0 and 1 for one process: see `join_processes`.
     Raises InputError for flags that contradict each other, and for a batch that cannot be shared.
     """
 
@@ -205,7 +206,7 @@ class Run:
         return report(self, train_loss, valid_loss, speed)
 
 
-# --- The loop, and the test after it -----------------------------------------------------------
+# --- The loop --------------------------------------------------------------------------------
 
 
 def train(run, out, display):
@@ -219,7 +220,10 @@ def train(run, out, display):
     every = args.valid_every or run.steps_per_epoch
     torch.set_num_threads(args.threads or run.all_threads)
     run.model.train()
-    minute = -math.inf
+    if counters.step == 0:
+        save(run, out)
+    choose_threads(run, display)
+    minute = time.monotonic()
     while True:
         progress = from_first(run.progress())  # of several processes, the first looks at the clock
         finished = progress == 1 and counters.step > 0
@@ -232,43 +236,13 @@ def train(run, out, display):
             continue
         if finished:
             return
-        if time.monotonic() - minute > SAVE_EVERY:  # at the start, and after each minute of training
-            if counters.step == 0 or minute > -math.inf:  # a run that is resumed keeps its file for a minute
-                save(run, out)
+        if time.monotonic() - minute > SAVE_EVERY:
+            save(run, out)
             choose_threads(run, display)
             minute = time.monotonic()
         run.training_step(progress)
         if display.is_due():
             display.update(status(run, progress))
-
-
-def test(run, out, display):
-    """Test the best model, add the result to its checkpoint, and print it with a sample of text -> results dict."""
-    args, corpus, path = run.args, run.corpus, out / "checkpoint.pt"
-    model, vocabulary, checkpoint = load_checkpoint(path, run.device)
-
-    def shown(nats):
-        return f"{perplexity(nats):.2f} ({nats:.4f} nats per token)"
-
-    results = {"valid_ppl": perplexity(run.counters.best_loss), "test_ppl": None}
-    display.line(f"best valid perplexity {shown(run.counters.best_loss)}, kept in {path}")
-    if len(corpus.test):
-        if display.live:
-            display.update("testing")
-        nats = evaluate(model, corpus.test.to(run.device), vocabulary.start)
-        results["test_ppl"] = perplexity(nats)
-        display.line(f"test perplexity {shown(nats)}")
-    else:
-        display.line("no test perplexity: this split of the corpus leaves no test text")
-    save_checkpoint(path, {**checkpoint, "results": results})
-    per_word = TOKENISERS[vocabulary.tokeniser].per_word
-    prompt = vocabulary.decode(corpus.valid[: 10 * per_word])
-    steps = continuations(model, vocabulary, prompt, 60 * per_word, seed=args.seed, temperature=DEFAULT_TEMPERATURE)
-    text = vocabulary.join([*prompt, *(token for (token,) in steps)])
-    name = model_name(vars(args))
-    display.line(f"\nThe first {len(prompt)} tokens of the validation text, and how {name} goes on:\n")
-    display.line("".join(text).strip())
-    return {**results, "checkpoint": str(path)}
 
 
 # --- The rest is not about language models: skip it on a first reading ------------------------
@@ -545,6 +519,38 @@ def report(run, train_loss, valid_loss, speed):
 def clock(seconds):
     """Seconds as 1:02:03."""
     return str(datetime.timedelta(seconds=round(seconds)))
+
+
+# --- The test -------------------------------------------------------------------------------
+
+
+def test(run, out, display):
+    """Test the best model, add the result to its checkpoint, and print it with a sample of text -> results dict."""
+    args, corpus, path = run.args, run.corpus, out / "checkpoint.pt"
+    model, vocabulary, checkpoint = load_checkpoint(path, run.device)
+
+    def shown(nats):
+        return f"{perplexity(nats):.2f} ({nats:.4f} nats per token)"
+
+    results = {"valid_ppl": perplexity(run.counters.best_loss), "test_ppl": None}
+    display.line(f"best valid perplexity {shown(run.counters.best_loss)}, kept in {path}")
+    if len(corpus.test):
+        if display.live:
+            display.update("testing")
+        nats = evaluate(model, corpus.test.to(run.device), vocabulary.start)
+        results["test_ppl"] = perplexity(nats)
+        display.line(f"test perplexity {shown(nats)}")
+    else:
+        display.line("no test perplexity: this split of the corpus leaves no test text")
+    save_checkpoint(path, {**checkpoint, "results": results})
+    per_word = TOKENISERS[vocabulary.tokeniser].per_word
+    prompt = vocabulary.decode(corpus.valid[: 10 * per_word])
+    steps = continuations(model, vocabulary, prompt, 60 * per_word, seed=args.seed, temperature=DEFAULT_TEMPERATURE)
+    text = vocabulary.join([*prompt, *(token for (token,) in steps)])
+    name = model_name(vars(args))
+    display.line(f"\nThe first {len(prompt)} tokens of the validation text, and how {name} goes on:\n")
+    display.line("".join(text).strip())
+    return {**results, "checkpoint": str(path)}
 
 
 # --- The command -------------------------------------------------------------------------
