@@ -49,7 +49,8 @@ The memory can hold the states of one of two networks:
                              decoder, so that the decoder is a plain LSTM and all its steps look back at once.
 
 Attention and the fed context are those of Bahdanau et al. (2015), the dot product and the readout those of Luong et al.
-(2015). Copying and the sentinel are those of Merity et al. (2017); see also Grave et al. (2017) and See et al. (2017).
+(2015). The sentinel and the mixture are those of Merity et al. (2017), the slots with their followers those of Grave et
+al. (2017); see also See et al. (2017), and Cheng et al. (2016) for an LSTM that attends to its own states.
 
 Sizes in comments: T steps, B streams, V words, E embedding, H hidden units, R readout, L layers, S = K + T slots: K
 carried from earlier calls, then T new ones.

@@ -10,14 +10,15 @@ A language model gives log P(next token | text so far). Decoding turns it into a
 
     greedy          always take the most probable token
     temperature t   draw from softmax(logits / t): t = 1 is the model's own distribution,
-                    t -> 0 tends to greedy, t > 1 gives rare tokens more chances
+                    t -> 0 tends to greedy (in a model that does not copy), and t > 1 gives
+                    rare tokens more chances
     top-k           draw among the k most probable tokens only
     top-p           draw among the fewest tokens whose probabilities add up to p (nucleus
                     sampling, Holtzman et al., 2020)
 
-The default is temperature 0.9 for all models. With it the texts are nearest to real ones: see results/README.md. In a
-model that copies, the temperature acts on what it generates. What it copies is probable already: made more so, it would
-be copied again and again.
+The default is temperature 0.9 for all models, a compromise: see results/README.md. In a model that copies, the
+temperature acts on what it generates. What it copies is probable already: made more so, it would be copied again and
+again.
 
 Each token goes back in as the next input, together with the model's state, so no token is read twice. `<unk>` is never
 chosen, because it stands for words outside the vocabulary.

@@ -216,7 +216,8 @@ def test_words_are_grouped_by_what_stands_before_them(trained, corpus_file, caps
         model, vocabulary, _ = sample.load_checkpoint(trained[name].path)
         nats = words.nats_of_each(model, tokens, vocabulary.start)
         assert nats.mean().item() == pytest.approx(train.evaluate(model, tokens, vocabulary.start), rel=1e-5)
-        for row, part in zip(rows.splitlines(), (nats, nats[near], nats[~near])):
+        parts = nats, nats[near], nats[~near], nats[tokens != vocabulary.unknown]
+        for row, part in zip(rows.splitlines(), parts):
             assert 0 < len(part) and row.split()[-3:-1] == [str(len(part)), "words"]
             assert float(row.split()[-1]) == pytest.approx(part.mean().exp().item(), abs=0.006)
     seen = {int(size): float(ppl) for size, ppl in re.findall(r"seeing (\d+) steps back: (.*)", printed)}

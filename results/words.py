@@ -3,13 +3,13 @@
     python -m results.words out/lstm/checkpoint.pt out/attention/checkpoint.pt
 
 For each checkpoint the perplexity is printed on all words of the validation text, on those that stand among the 400
-words before them, and on the others. For a model with attention there follows its perplexity with smaller and larger
-memories than in training.
+words before them, on the others, and on all but `<unk>`, which an attention model can copy, too. For a model with
+attention there follows its perplexity with smaller and larger memories than in training.
 """
 
 import math
 
-from data import InputError, Parser, load_corpus, pairs, run_script, windows
+from data import UNK, InputError, Parser, load_corpus, pairs, run_script, windows
 import torch
 
 from attention_lm import AttentionLM
@@ -64,6 +64,7 @@ def main(argv=None):
         nats = nats_of_each(model, corpus.valid, corpus.vocabulary.start)  # (N,)
         print(f"{path}: perplexity on")
         groups = {"all words": nats, f"words that stand among the {NEAR} before": nats[near], "the others": nats[~near]}
+        groups[f"all but {UNK}"] = nats[corpus.valid != corpus.vocabulary.unknown]
         for name, part in groups.items():
             print(f"    {name:40} {len(part):>9,} words  {perplexity(part.mean().item()):9.2f}")
         for size in MEMORY_SIZES if isinstance(model, AttentionLM) else ():
