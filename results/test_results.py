@@ -14,7 +14,7 @@ import xml.etree.ElementTree
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # the scripts under test import the project
 
-import data  # before torch, see there
+from data import InputError  # before torch, see there
 import pytest
 import torch
 import torch.nn.functional as F
@@ -22,11 +22,10 @@ from torch import nn
 
 import sample
 import train
-from data import InputError
-from lstm_cell import LSTM, LSTMCell
+from lstm_cell import LSTM
 from results import ablate, attention, gradient, ngram, speed, texts, unit, windows, words
-from test_lm import MODELS, SMALL, assert_same, corpus, corpus_file, make_model, make_text
-from test_lm import trained  # fixtures are found by their names
+from test_lm import MODELS, SMALL, Unrolled, assert_same, corpus, corpus_file, make_model, make_text, plain_step
+from test_lm import one_thread, trained  # fixtures are found by their names
 
 
 def plain_kneser_ney(train, context, word, vocabulary_size, highest=True):
@@ -204,13 +203,13 @@ def test_ablations_change_what_they_say(change, memory_from):
         assert (before.near, after.near) == (64, 1)
 
 
-def test_words_are_grouped_by_what_stands_before_them(trained, corpus_file, capsys, monkeypatch):
+def test_words_are_grouped_by_what_stands_before_them(trained, corpus, capsys, monkeypatch):
     monkeypatch.setattr(words, "NEAR", 20)
     monkeypatch.setattr(words, "MEMORY_SIZES", (4, 2000))
     names = ["lstm", "attention"]
     words.main([str(trained[name].path) for name in names])
     printed = capsys.readouterr().out
-    tokens = data.load_corpus(corpus_file).valid
+    tokens = corpus.valid
     near = torch.tensor([bool((tokens[max(0, t - 20) : t] == tokens[t]).any()) for t in range(len(tokens))])
     for name, rows in zip(names, printed.split(": perplexity on\n")[1:]):
         model, vocabulary, _ = sample.load_checkpoint(trained[name].path)
@@ -239,13 +238,12 @@ def test_checkpoints_of_two_corpora_are_not_compared(trained, tmp_path):
             script.main([str(path), str(tmp_path / "other.pt")])
 
 
-@pytest.mark.parametrize("name", ["lstm", "attention"])
-def test_windows_are_read_from_nothing(name, trained, corpus_file, capsys):
-    path = str(trained[name].path)
+def test_windows_are_read_from_nothing(trained, corpus, capsys):
+    path = str(trained["attention"].path)
     windows.main([path, "--length", "7"])
     printed = float(re.search(": (.*) nats per token", capsys.readouterr().out)[1])
     model, vocabulary, _ = sample.load_checkpoint(path)
-    tokens = data.load_corpus(corpus_file).valid.tolist()
+    tokens = corpus.valid.tolist()
     assert len(tokens) // 7 % windows.BATCH and len(tokens) % 7  # so that the last batch is smaller, and a rest remains
     nats = []
     for t in range(len(tokens) // 7 * 7):
@@ -269,20 +267,17 @@ def with_parentheses(tmp_path_factory):
     return train.main(["--model", "lstm", *flags])["checkpoint"]
 
 
-def test_memory_and_gate_are_those_of_the_cell_and_of_torch():
+def test_memory_and_gate_are_those_of_the_cell():
     """f is the derivative of the next c by the last c, with h as it is."""
     model, tokens = make_model("cell"), torch.randint(11, (9,))
     x = model.embed(tokens).detach()
-    cell, lstm = LSTMCell(6, 6).double(), nn.LSTM(6, 6).double()
-    lstm.load_state_dict(model.core.state_dict())
-    cell.load_state_dict({name.removesuffix("_l0"): value for name, value in lstm.state_dict().items()})
+    cell = Unrolled(model.core).cell
     c, f = unit.memory_and_gate(model.core, x)
     h, memory = torch.zeros(2, 6, dtype=torch.float64)
     for t in range(9):
         before = memory.detach().requires_grad_()
         h, memory = cell(x[t], (h.detach(), before))
         assert_same([c[t], f[t]], [memory, *torch.autograd.grad(memory.sum(), before)])
-        assert_same([c[t]], [lstm(x[: t + 1])[1][1][0]])
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -331,18 +326,15 @@ def test_gradient_norms_are_those_of_a_plain_loop(name):
     texts = torch.randint(11, (9, 3))
     norms = gradient.gradient_norms(model, texts, 5)
     assert norms.shape == (6, 3)
-    W, U, b, d = (model.core.get_parameter(f"{p}_l0") for p in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+    W, U, b, d = model.core.parameters()
     for text, found in zip(texts.t(), norms.t()):
         inputs = [model.embedding.weight[token].detach().requires_grad_() for token in text[:-1]]
         h = c = torch.zeros(6, dtype=torch.float64)
         for x in inputs:
-            z = W @ x + b + U @ h + d
             if name == "tanh":
-                h = torch.tanh(z)
+                h = torch.tanh(W @ x + b + U @ h + d)
             else:
-                z_i, z_f, z_g, z_o = z.chunk(4)
-                c = torch.sigmoid(z_f) * c + torch.sigmoid(z_i) * torch.tanh(z_g)
-                h = torch.sigmoid(z_o) * torch.tanh(c)
+                h, c = plain_step(model.core, x, (h, c), "_l0")
         loss = F.cross_entropy(model.output.weight @ h + model.output.bias, text[-1])
         expected = torch.stack([grad.norm() for grad in torch.autograd.grad(loss, inputs)])
         assert_same([found], [expected.flip(0)[:6]])
