@@ -159,7 +159,7 @@ def model_name(settings):
 
 # --- The rest is not about language models: skip it on a first reading ------------------------
 #
-# It keeps models in files, draws attention, and reads the flags.
+# It keeps models in files, draws attention, and reads prompts and flags.
 
 
 # --- Checkpoints -----------------------------------------------------------------------

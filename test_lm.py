@@ -889,6 +889,7 @@ def test_sampling_from_the_command_line(trained, capsys):
     paths = [trained[name].path for name in MODELS]
     alone = sampled(capsys, paths[0], "--prompt", "the zebra", "--greedy", "--tokens", 12)
     assert "does not know zebra" in alone.err and alone.out.startswith("the zebra")
+    assert len(alone.out.split()) > 6  # and goes on
     drawn = [sampled(capsys, paths[1], "--seed", seed).out for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
     assert drawn[0] == sampled(capsys, paths[1], "--temperature", sample.DEFAULT_TEMPERATURE).out  # the default
@@ -956,11 +957,8 @@ def test_perplexity_counts_every_token_once(name):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_thread():
-    """Tiny models are fastest with one thread, and the same number of threads gives the same bits.
-
-    And no test waits for the disk.
-    """
+def fast_and_the_same():
+    """One thread: tiny models are fastest with it, and it always gives the same bits. No test waits for the disk."""
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda file: None)
@@ -1569,6 +1567,7 @@ REFUSED = [  # (script, flags, message)
     (train, "--no-such-flag", "--no-such-flag"),
     (train, "--model transformer", "transformer"),
     (sample, "nowhere.pt", "nowhere.pt cannot be read"),
+    (sample, "folder", "cannot be read"),
     (sample, "truncated.pt", "truncated.pt is not a checkpoint"),
     (sample, "good.txt", "good.txt is not a checkpoint"),
     (sample, "harmful.pt", "not a checkpoint"),

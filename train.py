@@ -443,6 +443,22 @@ def resume(run, checkpoint):
         raise InputError(f"the run cannot go on from its checkpoint.pt: {first_line(error)}") from None
 
 
+def saved_run(folder):
+    """The checkpoint of the run in a folder, or None where there is no run in it yet.
+
+    Raises InputError where there is no such folder, or the file in it is no run.
+    """
+    path = pathlib.Path(folder) / "checkpoint.pt"
+    if not path.parent.is_dir():
+        raise InputError(f"there is no folder {folder} to resume: leave --resume out to begin a run")
+    if not path.exists():
+        return None
+    checkpoint = read_checkpoint(path)
+    if not isinstance(checkpoint.get("settings"), dict):
+        raise InputError(f"{path} is not a checkpoint of train.py: it has no settings")
+    return checkpoint
+
+
 def claim(out):
     """Make a folder for a run -> whether no other run had it.  Raises InputError if it cannot be written."""
     try:
@@ -648,24 +664,6 @@ def as_flags(settings, known):
     return words
 
 
-def resumed(argv, args):
-    """The flags of --resume DIR, with the settings of the run in DIR -> a namespace, the run's checkpoint.
-
-    argv, args: the flags as words, and as `parse_arguments` returns them.
-    The checkpoint is None where there is no run in DIR yet.
-    Raises InputError where there is no DIR, or the run cannot go on with these flags.
-    """
-    path = pathlib.Path(args.resume) / "checkpoint.pt"
-    if not path.parent.is_dir():
-        raise InputError(f"there is no folder {args.resume} to resume: leave --resume out to begin a run")
-    if not path.exists():
-        return args, None
-    checkpoint = read_checkpoint(path)
-    if not isinstance(checkpoint.get("settings"), dict):
-        raise InputError(f"{path} is not a checkpoint of train.py: it has no settings")
-    return parse_arguments(argv, checkpoint["settings"]), checkpoint
-
-
 def main(argv=None, corpus=None):
     """Train, test and write a sample.
 
@@ -679,7 +677,9 @@ def main(argv=None, corpus=None):
     argv = sys.argv[1:] if argv is None else argv
     args, saved = parse_arguments(argv), None
     if args.resume:
-        args, saved = resumed(argv, args)
+        saved = saved_run(args.resume)
+    if saved:
+        args = parse_arguments(argv, saved["settings"])
     rank, processes = join_processes()
     device = device_of(args.device)
     display = Display(quiet=rank > 0)

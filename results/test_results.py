@@ -25,7 +25,7 @@ import train
 from lstm_cell import LSTM
 from results import ablate, attention, gradient, ngram, speed, texts, unit, windows, words
 from test_lm import MODELS, SMALL, Unrolled, assert_same, corpus, corpus_file, make_model, make_text, plain_step
-from test_lm import one_thread, trained  # fixtures are found by their names
+from test_lm import fast_and_the_same, trained  # fixtures are found by their names
 
 
 def plain_kneser_ney(train, context, word, vocabulary_size, highest=True):

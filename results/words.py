@@ -63,8 +63,12 @@ def main(argv=None):
     for path, (model, _, _) in zip(args.checkpoints, loaded):
         nats = nats_of_each(model, corpus.valid, corpus.vocabulary.start)  # (N,)
         print(f"{path}: perplexity on")
-        groups = {"all words": nats, f"words that stand among the {NEAR} before": nats[near], "the others": nats[~near]}
-        groups[f"all but {UNK}"] = nats[corpus.valid != corpus.vocabulary.unknown]
+        groups = {
+            "all words": nats,
+            f"words that stand among the {NEAR} before": nats[near],
+            "the others": nats[~near],
+            f"all but {UNK}": nats[corpus.valid != corpus.vocabulary.unknown],
+        }
         for name, part in groups.items():
             print(f"    {name:40} {len(part):>9,} words  {perplexity(part.mean().item()):9.2f}")
         for size in MEMORY_SIZES if isinstance(model, AttentionLM) else ():
