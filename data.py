@@ -25,11 +25,6 @@ A text becomes batches in four steps, here "A cat sat. It slept.":
 The conventions are those of word-level language modelling since Mikolov et al. (2010): the vocabulary is made from the
 training split alone, rarer words become `<unk>`, and every sentence ends in `<eos>`, which counts as a token.
 
-A corpus of your own strings needs no file:
-
-    corpus = data.corpus_of(["A first text ...", "A second text ..."])
-    train.main(["--model", "cell"], corpus)
-
 How a text is cut into tokens is an entry of `TOKENISERS`; you can add your own.
 """
 
@@ -37,9 +32,7 @@ import argparse
 import array
 import ast
 import collections
-import contextlib
 import functools
-import hashlib
 import http.client
 import math
 import os
@@ -49,7 +42,7 @@ import re
 import sys
 import sysconfig
 import typing
-import urllib.request
+import unicodedata
 import warnings
 
 with warnings.catch_warnings():  # Without NumPy, torch warns when it is imported, but nothing here needs NumPy.
@@ -66,22 +59,19 @@ class InputError(Exception):
 
 # --- Text and tokens -------------------------------------------------------------------
 
-STARTS_SENTENCE = re.compile(r"\s*[^\w\s(\[{'\"`:<]")  # a line that begins with a sign, such as >>> or *
 HAS_WORD = re.compile(r"[^\W_]")  # a letter or digit
+STARTS_SENTENCE = re.compile(r"\s*[^\w\s(\[{'\"`:<]")  # a line that begins with a sign, such as >>> or *
+ENDS_SENTENCE = re.compile(r"(?<!\be\.g)(?<!\bi\.e)[.!?]\Z")  # a space after it ends a sentence, but not after e.g.
+MARK = "\u0301"  # `TOKEN` sees this mark in place of all combining marks and joiners, for which `re` has no class
 TOKEN = re.compile(
-    r"""
-    (\d \w* (?: [.,] \d+ )*)            # a number: 3, 3.14, 1,000, 0x1f
+    rf"""
+    (\d [\w{MARK}]* (?: [.,] \d+ )*)                   # a number: 3, 3.14, 1,000, 0x1f
     | <unk>
-    | [^\W\d] \w* (?: ' [a-z]+ )?       # a word, with its underscores and contraction: __init__, don't
-    | ([^\w\s]) \2*                     # one punctuation mark, or a run of it: , == >>>
+    | [^\W\d] [\w{MARK}]* (?: ' (?: [^\W\d_]{MARK}* )+ )?  # a word, with underscores and contraction: __init__, don't
+    | ([^\w\s]) \2*                                   # one punctuation mark, or a run of it: , == >>>
     """,
     re.VERBOSE,
 )
-
-
-def ends_sentence(text):
-    """Whether a space after this text ends a sentence."""
-    return text.endswith((".", "!", "?")) and not re.search(r"\b(e\.g|i\.e)\.$", text[-5:])
 
 
 @functools.lru_cache(maxsize=1 << 17)  # words repeat, so most of them need no regular expression
@@ -89,18 +79,15 @@ def tokens_of(word):
     """The tokens of the characters between two spaces, with `<eos>` where a sentence ends -> tuple of str."""
     if word.isalpha():
         return (word,)
-    tokens = []
-    for match in TOKEN.finditer(word):
-        tokens.append(NUMBER if match[1] else match[0])
-        if match[0][0] in "。！？":  # these end a Chinese or Japanese sentence, and no space follows them
-            tokens.append(EOS)
-    return (*tokens, EOS) if ends_sentence(word) else tuple(tokens)
+    simple = "".join(MARK if unicodedata.category(c)[0] == "M" or c in "\u200c\u200d" else c for c in word)
+    tokens = [NUMBER if match[1] else word[match.start() : match.end()] for match in TOKEN.finditer(simple)]
+    return (*tokens, EOS) if ENDS_SENTENCE.search(word) else tuple(tokens)
 
 
 def normalise(text):
     """Cut a text into tokens. All normalisation happens here:
 
-    - Letters become lower case, and typographic quotes become ' and ".
+    - Letters become lower case, in Unicode's composed form (NFC), and typographic quotes become ' and ".
     - The lines of a paragraph are joined, then cut into sentences after . ! or ? and a space. A line that starts
       with a sign such as >>>, * or -, but not a bracket or a quote, starts a sentence. A line without a letter or
       digit is dropped.
@@ -109,41 +96,34 @@ def normalise(text):
     text: str.  Yields tokens, with `<eos>` after each sentence.
     """
     last, quotes = EOS, str.maketrans("‘’“”", "''\"\"")
-    for line in lines_of(text):  # with their \n
-        for part in line.lower().translate(quotes).splitlines():  # which also cuts at \r and at other line ends
-            if not HAS_WORD.search(part):
-                continue
-            if last != EOS and STARTS_SENTENCE.match(part):
-                yield EOS
-            for word in part.split():
-                yield from tokens_of(word)
-            last = tokens_of(word)[-1]
-        if last != EOS and line.isspace():  # an empty line ends the paragraph
+    for line in [*text.splitlines(), ""]:  # the empty line at the end ends the last sentence
+        line = unicodedata.normalize("NFC", line.lower()).translate(quotes)
+        has_word = HAS_WORD.search(line)
+        if last != EOS and (not line.strip() or has_word and STARTS_SENTENCE.match(line)):
             last = EOS
             yield EOS
-    if last != EOS:
-        yield EOS
+        if has_word:
+            for word in line.split():
+                yield from tokens_of(word)
+            last = tokens_of(word)[-1]
 
 
 class Tokeniser(typing.NamedTuple):
     """How a text is cut into tokens, and how tokens are joined to a text: an entry of `TOKENISERS`, further below.
 
-    For example, the entry "word" has `normalise`, and "lines" cuts a text that is normalised already.
-
-    cut: a function from a str to an iterable of tokens.
-    join: a function from an iterable of tokens to an iterable of pieces of text, one for each token.
-    cut_again: as cut, for a text that join wrote.  If it is None, cut is used.
-    start: the token that the first token of a text is predicted from. It is always in the vocabulary.
-    drops_rare: whether --min-count applies.
-    per_word: about how many tokens make a word.
+    What `learn` returns is kept in checkpoints: numbers, str, lists, tuples and dicts. If it is not None, `cut` takes
+    what was learned as its second argument, for example the merges of a byte-pair encoding.
     """
 
-    cut: typing.Callable
-    join: typing.Callable
-    cut_again: typing.Callable | None = None
-    start: str = EOS
-    drops_rare: bool = False
-    per_word: int = 1
+    cut: typing.Callable  # a str -> an iterable of tokens
+    join: typing.Callable  # an iterable of tokens -> an iterable of pieces of text, one for each token
+    start: str = EOS  # the first token of a text is predicted from it; it is always in the vocabulary
+    drops_rare: bool = False  # whether --min-count applies
+    learn: typing.Callable | None = None  # the training text, a str -> what cut has to know
+
+    def cut_with(self, learned):
+        """`cut` with what was learned -> a function of the text alone."""
+        return (lambda text: self.cut(text, learned)) if self.learn else self.cut
 
 
 class Vocabulary:
@@ -151,18 +131,18 @@ class Vocabulary:
 
     index2word: the tokens, each once, `<unk>` and the tokeniser's start among them.
     tokeniser: the name of the entry of `TOKENISERS` that cuts a text into these tokens.
+    learned: what its `learn` returned.
     """
 
-    def __init__(self, index2word, tokeniser):
-        self.index2word, self.tokeniser = list(index2word), tokeniser
+    def __init__(self, index2word, tokeniser, learned=None):
+        self.index2word, self.tokeniser, self.learned = list(index2word), tokeniser, learned
         self.word2index = {word: index for index, word in enumerate(self.index2word)}
-        self.cut, self.join = TOKENISERS[tokeniser].cut, TOKENISERS[tokeniser].join
-        self.cut_again = TOKENISERS[tokeniser].cut_again or self.cut
+        self.cut, self.join = TOKENISERS[tokeniser].cut_with(learned), TOKENISERS[tokeniser].join
         self.start = self.word2index[TOKENISERS[tokeniser].start]
         self.unknown = self.word2index[UNK]
 
     @classmethod
-    def build(cls, counts, tokeniser, min_count=1, max_size=None):
+    def build(cls, counts, tokeniser, min_count=1, max_size=None, learned=None):
         """Keep the tokens that occur at least `min_count` times, and of these the `max_size` most frequent.
 
         All other tokens are read as `<unk>`.  counts: {token: how often it occurs in the training split}.
@@ -174,22 +154,18 @@ class Vocabulary:
             frequent = frequent[: max(0, max_size - len(special))]
         frequency = {word: counts.get(word, 0) for word in special.union(frequent)}
         frequency[UNK] += sum(counts.values()) - sum(frequency.values())  # all tokens that are not kept
-        return cls(sorted(frequency, key=lambda word: (-frequency[word], word)), tokeniser)
+        return cls(sorted(frequency, key=lambda word: (-frequency[word], word)), tokeniser, learned)
 
     def plain(self):
         """What a checkpoint keeps of it: the arguments of the constructor, in a dict."""
-        return {"index2word": self.index2word, "tokeniser": self.tokeniser}
+        return {"index2word": self.index2word, "tokeniser": self.tokeniser, "learned": self.learned}
 
     def __len__(self):
         return len(self.index2word)
 
-    def index(self, word):
-        """The number of a token; that of `<unk>` if the vocabulary does not have the token."""
-        return self.word2index.get(word, self.unknown)
-
     def encode(self, tokens):
         """Iterable of N tokens -> int64 tensor (N,)."""
-        return torch.tensor([self.index(token) for token in tokens], dtype=torch.int64)
+        return torch.tensor([self.word2index.get(token, self.unknown) for token in tokens], dtype=torch.int64)
 
     def decode(self, indices):
         """Integer tensor (N,) or an iterable of numbers -> list of N tokens."""
@@ -245,11 +221,11 @@ def compact(numbers):
     return torch.frombuffer(numbers, dtype=torch.int32) if numbers else torch.zeros(0, dtype=torch.int32)
 
 
-def prepare(texts, level="word", min_count=3, max_size=None):
+def prepare(texts, level="word", min_count=3, vocab_size=None):
     """Turn the texts of the three splits into numbers -> Corpus.
 
     texts: three str; that of the test may be empty.  level: a name in `TOKENISERS`.
-    min_count, max_size: see `Vocabulary.build`.
+    min_count, vocab_size: see `Vocabulary.build`.
     If `<unk>` is more than one word in 500 of the first million characters, "word" becomes "lines": the corpus is taken
     as already normalised.
     Raises InputError when there is too little text.
@@ -258,22 +234,27 @@ def prepare(texts, level="word", min_count=3, max_size=None):
     if level == "word" and words.count(UNK) > len(words) / 500:
         level = "lines"
     tokeniser = TOKENISERS[level]
-    counts = collections.Counter(tokeniser.cut(texts[0]))  # {token: how often it occurs in the training split}
-    vocabulary = Vocabulary.build(counts, level, min_count if tokeniser.drops_rare else 1, max_size)
-    splits = [compact(map(vocabulary.index, tokeniser.cut(text))) for text in texts]
-    for split, tokens, text in zip(SPLITS, splits, texts):
-        if len(tokens) < 10 and not (split == "test" and not text):
-            raise InputError(f"the {split} split is too short ({len(tokens)} tokens): give more text")
+    learned = tokeniser.learn(texts[0]) if tokeniser.learn else None
+    cut = tokeniser.cut_with(learned)
+    counts = collections.Counter(cut(texts[0]))  # {token: how often it occurs in the training split}
+    vocabulary = Vocabulary.build(counts, level, min_count if tokeniser.drops_rare else 1, vocab_size, learned)
+    splits = [compact(vocabulary.word2index.get(token, vocabulary.unknown) for token in cut(text)) for text in texts]
+    for name, tokens, text in zip(SPLITS, splits, texts):
+        if len(tokens) < 10 and not (name == "test" and not text):
+            found = f"{len(tokens)} tokens in {len(text):,} characters"
+            if len(text) < 20 * (1 + len(tokens)):
+                raise InputError(f"the {name} split is too short ({found}): give more text")
+            raise InputError(f"the {name} split has no words between spaces ({found}): give --level char")
     return Corpus(vocabulary, *splits)
 
 
-def split_text(text, level="word", fractions=None):
+def split_text(text, level="word", split=None):
     """Cut a text into contiguous train, valid and test parts -> a list of three str.
 
-    fractions: the shares of train and valid, in characters; the rest is test.  None is (0.8, 0.1).
+    split: the shares of train and valid, in characters; the rest is test.  None is (0.8, 0.1).
     level: "char" cuts exactly there, others at the end of the document, paragraph, line or word before.
     """
-    train, valid = fractions or (0.8, 0.1)
+    train, valid = split or (0.8, 0.1)
     if train + valid > 1 + 1e-9:
         raise InputError(f"--split {train} {valid}: the two fractions must not sum to more than 1")
     ends = [int(train * len(text)), int(round(train + valid, 9) * len(text))]  # 0.7 + 0.2 is less than 0.9
@@ -282,44 +263,32 @@ def split_text(text, level="word", fractions=None):
     return [text[begin:end] for begin, end in zip([0, *ends], [*ends, len(text)])]
 
 
-def load_corpus(name, level="word", min_count=3, max_size=None, fractions=None):
+def load_corpus(data="python-docs", level="word", min_count=3, vocab_size=None, split=None):
     """Read a corpus and turn it into numbers -> Corpus.  See `read_splits` and `prepare`.
 
-    Raises InputError when there is no such corpus, or when it has too little text.
+    The parameters have the names of the flags: see `corpus_settings`.
     """
-    return prepare(read_splits(name, level, fractions), level, min_count, max_size)
+    return prepare(read_splits(data, level, split), level, min_count, vocab_size)
 
 
-def corpus_of(strings, level="word", min_count=3, max_size=None, fractions=None):
+def corpus_of(strings, level="word", min_count=3, vocab_size=None, split=None):
     """A list of str, each a document -> Corpus. The last documents are the test text; see `split_text`, `prepare`."""
-    return prepare(split_text("\n\n\n".join(strings), level, fractions), level, min_count, max_size)
+    if isinstance(strings, str):
+        raise InputError("corpus_of was given one string: give a list of strings, each a document")
+    return prepare(split_text("\n\n\n".join(strings), level, split), level, min_count, vocab_size)
 
 
 # --- The rest is not about language models: skip it on a first reading ------------------------
 #
-# It has the other ways to cut a text, and the way back. It finds texts, checks flags and writes files.
+# It has the other ways to cut a text, and the way back. It finds texts, and it checks flags.
 
 
 # --- Ways to cut and to join a text --------------------------------------------------------
 
 
-def lines_of(text):
-    """Yield the lines of a text with their ends. One of more than a million characters is cut after a word.
-
-    Some corpora are a single line of 100 MB.
-    """
-    for match in re.finditer(r"[^\n]{1,1000000}\S*\n?|\n", text):
-        yield match[0]
-
-
-def normalise_again(text):
-    """`normalise` for a prompt, which may contain the token N as `detokenise` writes it, and not as the letter n."""
-    return normalise(re.sub(rf"\b{NUMBER}\b", "0", text))  # 0 is a number, so it becomes N
-
-
 def words_of_lines(text):
     """Yield the words between spaces, and `<eos>` after each line: for a text that is normalised already, as PTB is."""
-    for line in lines_of(text):
+    for line in text.splitlines():
         yield from line.split()
         yield EOS
 
@@ -328,33 +297,33 @@ def detokenise(tokens):
     """Yield the text that each token adds, with the spacing of common usage, and a line for each sentence.
 
     tokens: any iterable, also an endless one.
-
-    The text is for people. Cut again by `normalise_again`, 72% of the sentences of python-docs are what they were. Most
-    of the others end without a full stop and are joined to the next.
+    The text is for people: cut again, 72% of the sentences of python-docs are what they were.
     """
-    line, opens, open_quotes = "", False, set()  # opens: the token before takes no space after it
+    near, opens, open_quotes = "", False, set()  # near: the end of the line; opens: no space follows the token before
     for token in tokens:
         if token == EOS:
             yield "\n"
-            line, opens, open_quotes = "", False, set()
+            near, opens, open_quotes = "", False, set()
             continue
+        if not near:
+            is_code = token.startswith(">>>")
         quote, closes = token in ("'", '"', "`", "``"), token in open_quotes
-        glued = not line or opens or closes or re.fullmatch(r"[.,;:?!)\]}%]+|-|/|n?'[a-z]+", token)
+        glued = not near or opens or closes or re.fullmatch(r"[.,;:?!)\]}%]+|-|/|n?'[a-z]+", token)
         if token == "(":  # glued in os.getenv(x) and __init__(self), but not in: the file (a copy)
-            glued = not line or opens or re.search(r"^>>>|\w\.\w+$|_\w*$", line)
+            glued = glued or is_code or re.search(r"\w\.\w+$|_\w*$", near)
         piece = token if glued else " " + token
         yield piece
-        line += piece
+        near = (near + piece)[-100:]  # the rules look no further back, and a line may have no end
         opens = token in ("(", "[", "{", "/", "-", "$", "@", "#", "\\") or (quote and not closes)
-        opens = opens or (token == "." and not ends_sentence(line[:-1]))
+        opens = opens or (token == "." and not near.endswith(("e.g.", "i.e.")))  # a full stop inside a name: os.path
         if quote:
             open_quotes ^= {token}
 
 
 TOKENISERS = {
-    "word": Tokeniser(normalise, detokenise, normalise_again, drops_rare=True),
+    "word": Tokeniser(normalise, detokenise, drops_rare=True),
     "lines": Tokeniser(words_of_lines, detokenise),
-    "char": Tokeniser(iter, iter, start="\n", per_word=5),  # each character as it is, line ends included
+    "char": Tokeniser(iter, iter, start="\n"),  # each character as it is, line ends included
 }
 
 
@@ -417,89 +386,74 @@ def python_docs():
 
 def cut_before(text, position):
     """The end of the last document, else paragraph, line or word, in the 5% before a position, else that position."""
-    if position < len(text):
-        for gap in (r"\n\n\n", r"\n\n", r"\n", r"[\s。！？]"):
-            if match := re.compile(rf"(?s:.*){gap}").match(text, position - len(text) // 20, position):
-                return match.end()
+    for gap in ("\n\n\n", "\n\n", "\n", " ") if position < len(text) else ():
+        found = text.rfind(gap, max(0, position - len(text) // 20), position)
+        if found >= 0:
+            return found + len(gap)
     return position
 
 
 def read_text(path):
     """A UTF-8 text file as a str, with \\n for every kind of line end and without a byte order mark.
 
-    Raises InputError for a file that is missing, empty, binary, or not UTF-8.
+    Raises InputError for a file that is empty, binary, or not UTF-8, and OSError for one that cannot be read.
     """
+    raw = pathlib.Path(path).read_bytes()
+    kinds = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\x1f\x8b": "gzip", b"PK": "zip", b"BZh": "bzip2"}
+    looks = "".join(f", it looks like {kinds[start]}" for start in kinds if raw.startswith(start))
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            text = file.read()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+        text = raw.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        place = f"byte {error.start} is 0x{error.object[error.start]:02x}"
-        advice = "convert it first, for example with: iconv -f latin1 -t utf-8"
-        raise InputError(f"{path} is not UTF-8 ({place}): {advice}") from None
+        found = f"byte {error.start} is 0x{raw[error.start]:02x}{looks}"
+        raise InputError(f"{path} is not UTF-8 ({found}): save it as UTF-8") from None
     if "\0" in text:
-        raise InputError(f"{path} is binary (character {text.index(chr(0))} is zero): give a text file, in UTF-8")
-    if not text or text.isspace():
+        found = f"character {text.index(chr(0))} is zero{looks or ', as in UTF-16'}"
+        raise InputError(f"{path} is binary ({found}): save it as UTF-8")
+    if not text.strip():
         raise InputError(f"{path} is empty: give a file with text in it")
-    return text
-
-
-def download(address):
-    """The bytes at an address, with progress on stderr.  Raises OSError or HTTPException when this fails."""
-    raw = b""
-    with urllib.request.urlopen(address, timeout=30) as response:
-        while block := response.read(1 << 16):
-            raw += block
-            print(f"fetching {address}: {len(raw) / 1e6:.1f} MB", end="\r", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
-    return raw
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def fetch(name):
     """The paths of a published corpus's files in the cache; they are downloaded if they are not there yet.
 
-    Raises InputError when a file can be neither found nor downloaded, or is not the published one.
+    Raises InputError when a file cannot be downloaded, or is not the published one.
     """
     folder, files = DOWNLOADS[name]
     for file, sha256 in files.items():
-        path, address = CACHE / name / file, folder + file
-        cached, by_hand = path.exists(), f"fetch {address} by other means and save it as {path}"
-        try:
-            raw = path.read_bytes() if cached else download(address)
-        except (OSError, http.client.HTTPException) as error:
-            raise InputError(f"no download ({getattr(error, 'reason', error)}): {by_hand}") from None
-        if hashlib.sha256(raw).hexdigest() != sha256:
-            advice = "delete it and run again" if cached else by_hand
-            raise InputError(f"{path if cached else address} is not the published file (wrong SHA-256): {advice}")
-        if not cached:
-            write_atomically(path, raw)
+        path = CACHE / name / file
+        if not path.exists():
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                torch.hub.download_url_to_file(folder + file, str(path), hash_prefix=sha256)
+            except (OSError, http.client.HTTPException, RuntimeError) as error:  # RuntimeError: the hash is wrong
+                raise InputError(f"no download ({error}): save {folder + file} by other means as {path}") from None
     return [CACHE / name / file for file in files]
 
 
-def read_splits(name, level="word", fractions=None):
+def read_splits(data, level="word", split=None):
     """The train, valid and test text of a corpus -> a list of three str.
 
-    name: "python-docs", "ptb", "shakespeare", a text file, or a folder that holds one file each with train, valid and
-    test in its name.  level, fractions: see `split_text`.
-    Raises InputError when there is no such corpus, or fractions are given for one that has splits.
+    data: "python-docs", "ptb", "shakespeare", a text file, or a folder that holds one file each with train, valid and
+    test in its name.  level, split: see `split_text`.
+    Raises InputError when there is no such corpus, or shares are given for one that has splits.
     """
-    if name == "python-docs":
-        return split_text(python_docs(), level, fractions)
-    paths = fetch(name) if name in DOWNLOADS else [pathlib.Path(name)]
+    if data == "python-docs":
+        return split_text(python_docs(), level, split)
+    paths = fetch(data) if data in DOWNLOADS else [pathlib.Path(data)]
     if paths[0].is_dir():
-        found = {split: [path for path in paths[0].glob(f"*{split}*") if path.is_file()] for split in SPLITS}
-        for split, files in found.items():
+        found = [list(paths[0].glob(f"*{name}*")) for name in SPLITS]
+        for name, files in zip(SPLITS, found):
             if len(files) != 1:
                 needs = "it needs one each for train, valid and test, for example ptb.train.txt"
-                raise InputError(f"folder {name} has {len(files)} files with '{split}' in the name: {needs}")
-        paths = [files[0] for files in found.values()]
+                raise InputError(f"folder {data} has {len(files)} files with '{name}' in the name: {needs}")
+        paths = [path for files in found for path in files]
     if not paths[0].exists():
-        raise InputError(f"no corpus {name}: give python-docs, {', '.join(DOWNLOADS)}, a text file or a folder")
+        raise InputError(f"no corpus {data}: give python-docs, {', '.join(DOWNLOADS)}, a text file or a folder")
     if len(paths) == 1:
-        return split_text(read_text(paths[0]), level, fractions)
-    if fractions:
-        raise InputError(f"{name} has its own train, valid and test files: leave --split out")
+        return split_text(read_text(paths[0]), level, split)
+    if split:
+        raise InputError(f"{data} has its own train, valid and test files: leave --split out")
     return [read_text(path) for path in paths]
 
 
@@ -515,84 +469,71 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, description):
         super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
 
+    def parse_args(self, args=None, namespace=None):
+        if args is None and "ipykernel" in sys.modules:  # in a notebook, sys.argv has the flags of its kernel
+            raise InputError("a notebook has no command line: pass a list of flags, for example main([...])")
+        return super().parse_args(args, namespace)
+
     def error(self, message):
         raise InputError(f"{message} (see python {self.prog} --help)")
 
 
-def number(kind, low, high=10**9, open_low=False):
-    """An argparse type: an int or a float from `low` (above it, if open_low) to `high`."""
+def at_least(low, kind=int):
+    """An argparse type: a number of this kind, int or float, that is not below `low`."""
 
     def parse(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text[:40]} is not a number of type {kind.__name__}") from None
-        if not (low < value <= high if open_low else low <= value <= high):
-            bound = "above" if open_low else "at least"
-            raise argparse.ArgumentTypeError(f"{text[:40]} is out of range: give {bound} {low} and at most {high:g}")
+        value = kind(text)
+        if not value >= low:  # also nan
+            raise argparse.ArgumentTypeError(f"{text} is out of range: give at least {low}")
         return value
 
+    parse.__name__ = kind.__name__  # so that argparse says "invalid int value" when kind raises ValueError
     return parse
 
 
 def add_corpus_flags(parser):
     """The flags that describe the corpus, for this script and for train.py -> their argparse group."""
     group = parser.add_argument_group("corpus")
-    positive, fraction = number(int, 1), number(float, 0, 1, open_low=True)
-    group.add_argument("--level", choices=list(TOKENISERS), default="word", help="what a token is (%(default)s)")
-    group.add_argument("--min-count", type=positive, metavar="N", default=3, help="rarer words are <unk> (%(default)s)")
-    group.add_argument("--vocab-size", type=number(int, 2), metavar="N", help="keep at most this number of words (all)")
+    flag = group.add_argument
+    flag("--level", choices=list(TOKENISERS), default="word", help="what a token is (%(default)s)")
+    flag("--min-count", type=at_least(1), metavar="N", default=3, help="rarer words are <unk> (%(default)s)")
+    flag("--vocab-size", type=at_least(2), metavar="N", help="keep at most this number of words (all)")
     shares = "shares of train and valid; the rest is test (0.8 0.1)"
-    group.add_argument("--split", type=fraction, nargs=2, metavar=("TRAIN", "VALID"), help=shares)
+    flag("--split", type=at_least(0, float), nargs=2, metavar=("TRAIN", "VALID"), help=shares)
     return group
 
 
-def write_atomically(path, contents):
-    """Write bytes to a new file, which then replaces `path`. After any failure the earlier file is still there.
+def corpus_settings(settings):
+    """The arguments of `load_corpus` among settings, a dict of flags by name -> dict."""
+    return {name: settings[name] for name in ("data", "level", "min_count", "vocab_size", "split")}
 
-    Raises InputError when the file cannot be written, for example to a full disk.
+
+def sizes(corpus):
+    """The sizes of a corpus, in words -> one line, and a second one with advice where more than a fifth is `<unk>`.
+
+    This share is that of the validation split: as much of it is easy to predict and says nothing.
     """
-    path = pathlib.Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")  # of this process alone
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb") as file:
-            file.write(contents)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()
-    with contextlib.suppress(OSError):  # the new name must reach the disk, too; Windows cannot open a folder
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
+    splits = ", ".join(f"{len(tokens):,} {name}" for name, tokens in zip(SPLITS, corpus[1:]))
+    share = (corpus.valid == corpus.vocabulary.unknown).sum().item() / len(corpus.valid)
+    line = f"{splits} tokens, {len(corpus.vocabulary):,} different, {share:.1%} of the valid ones {UNK}"
+    return f"{line}\nso much {UNK} teaches little: try --level char or --min-count 1" if share > 0.2 else line
 
 
 def run_script(main):
     """Run a script's `main`. An error that the user can correct becomes one line on stderr and exit code 2."""
+    sys.stdout.reconfigure(errors="replace")  # for characters that a terminal or a file cannot show
     try:
         main()
         sys.stdout.flush()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except BrokenPipeError:  # the reader has left, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is in the buffer has nowhere to go
+        sys.exit(141)  # as a shell reports it: 128 + SIGPIPE
+    except (InputError, OSError) as error:
+        known = isinstance(error, OSError) and error.filename
+        print(f"error: {error.filename}: {error.strerror}" if known else f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:  # the reader has left, as in `| head`: what is still in the buffer has nowhere to go
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (MemoryError, RuntimeError) as error:  # torch raises RuntimeError
-        if isinstance(error, MemoryError) or re.search("out of memory|allocate memory|enough memory", str(error)):
-            advice = "out of memory: give smaller sizes (hidden size, batch, samples)"
-        elif "could not create a primitive" in str(error):
-            advice = "this processor cannot do this in bfloat16: give --dtype float32"
-        else:
-            raise
-        print(f"error: {advice}", file=sys.stderr)
-        sys.exit(2)
 
 
 # --- The command -------------------------------------------------------------------------
@@ -604,13 +545,12 @@ def main(argv=None):
     parser.add_argument("data", nargs="?", default="python-docs", help="name, file or folder (%(default)s)")
     add_corpus_flags(parser)
     args = parser.parse_args(argv)
-    corpus = load_corpus(args.data, args.level, args.min_count, args.vocab_size, args.split)
+    corpus = load_corpus(**corpus_settings(vars(args)))
     vocabulary = corpus.vocabulary
-    print(f"{args.data}: {len(vocabulary):,} different tokens, tokeniser {vocabulary.tokeniser}")
-    for split, tokens in zip(SPLITS, corpus[1:]):
-        unknown = (tokens == vocabulary.unknown).count_nonzero() / max(1, len(tokens))
+    print(f"{args.data}, tokeniser {vocabulary.tokeniser}\n{sizes(corpus)}")
+    for name, tokens in zip(SPLITS, corpus[1:]):
         text = "".join(vocabulary.join(vocabulary.decode(tokens[:60])))
-        print(f"\n{split}: {len(tokens):,} tokens, {unknown:.1%} of them {UNK}; it begins\n{text}")
+        print(f"\n{name} begins\n{text}")
 
 
 if __name__ == "__main__":

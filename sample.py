@@ -30,18 +30,18 @@ import io
 import itertools
 import os
 import pathlib
+import re
 import shutil
 import sys
 import textwrap
 import zipfile
 
-from data import EOS, UNK, InputError, Parser, Vocabulary, number, run_script, write_atomically
+import data  # before torch, see there
 import torch
 
-from attention_lm import AttentionLM
-from lstm_lm import LSTMLM
+import attention_lm
+from data import EOS, NUMBER, UNK, InputError, at_least
 
-LARGEST = 1_000_000  # the largest size that a flag may ask for
 DEFAULT_TEMPERATURE = 0.9
 
 # --- Decoding --------------------------------------------------------------------------
@@ -107,59 +107,25 @@ def continuations(model, vocabulary, prompt, count, num_samples=1, seed=0, **how
 
 @torch.inference_mode()
 def look_back(model, vocabulary, tokens):
-    """What an AttentionLM sees as it reads a text: for each token a tuple (token, p, copied, weights).
+    """What an AttentionLM sees as it reads a text: for each token a tuple (token, p, looks, weights).
 
     tokens: list of N tokens, each predicted from those before it.  p: the probability that the model gives the token.
-    copied: the share of its prediction that it copies from the memory.  weights: those of the N slots, oldest first,
-    and 0 for a slot that is not in view. Slot j is followed by tokens[j].
-    Raises InputError when the text is so short that no slot comes into view.
+    looks: the sum of its weights on all positions but the sentinel; a model that copies, copies with this probability.
+    weights: those of the N positions, oldest first, and 0 for a masked one. What came next at position j is tokens[j].
+    Raises InputError for an empty text.
     """
-    if len(tokens) < model.delay + 2:
-        raise InputError(f"there is nothing to look back at: give at least {model.delay + 2} words")
+    if not tokens:
+        raise InputError("there is nothing to look back at: give a --prompt, or --tokens above 0")
     indices = torch.cat((torch.tensor([vocabulary.start]), vocabulary.encode(tokens)))[:, None]  # (1 + N, 1)
     indices = indices.to(next(model.parameters()).device)
-    r, weights, followers, _ = model.attend(indices[:-1])
-    log_probs = model.mixture(r, weights, followers)  # (N, 1, V)
+    features, weights, next_tokens, _ = model.attend(indices[:-1])
+    log_probs = model.mixture(features, weights, next_tokens)  # (N, 1, V)
     p = log_probs.exp().gather(-1, indices[1:, :, None]).flatten().tolist()  # (N,)
     weights = weights[:, 0].tolist()  # N lists of 1 + N weights, the sentinel's first
-    return [(token, p_t, 1 - sentinel, slots) for token, p_t, (sentinel, *slots) in zip(tokens, p, weights)]
-
-
-# --- Models ----------------------------------------------------------------------------
-
-
-def shared_options(settings):
-    """The settings that all models take, as arguments of `LSTMLM`."""
-    names = "embedding_size hidden_size dropout locked_dropout weight_dropout tie_weights".split()
-    same = {name: settings[name] for name in names if name in settings}  # one that an older file lacks has its default
-    return {**same, "num_layers": settings["layers"], "one_hot": settings["input"] == "one-hot"}
-
-
-def build_lstm(vocab_size, settings):
-    """The entries "lstm" and "cell" of `MODELS`."""
-    return LSTMLM(vocab_size, core=settings["model"], **shared_options(settings))
-
-
-def build_attention(vocab_size, settings):
-    """The entry "attention" of `MODELS`."""
-    options = {"memory_from": settings["memory_from"], "memory_size": settings["memory"]}
-    return AttentionLM(vocab_size, **options, **shared_options(settings))
-
-
-# Each entry takes V and a dict of settings, train.py's flags by name, and returns a LanguageModel. For a model of your
-# own, add an entry: train.py and this script can then do all with it that they do with these.
-MODELS = {"lstm": build_lstm, "cell": build_lstm, "attention": build_attention}
-
-
-def model_name(settings):
-    """What a model is called: its entry in `MODELS`, but self-attention without an encoder."""
-    alone = settings["model"] == "attention" and settings["memory_from"] == "decoder"
-    return "self-attention" if alone else settings["model"]
+    return [(token, p_t, 1 - sentinel, others) for token, p_t, (sentinel, *others) in zip(tokens, p, weights)]
 
 
 # --- The rest is not about language models: skip it on a first reading ------------------------
-#
-# It keeps models in files, draws attention, and reads prompts and flags.
 
 
 # --- Checkpoints -----------------------------------------------------------------------
@@ -167,119 +133,68 @@ def model_name(settings):
 # A checkpoint is a dict of plain values and tensors, written by torch.save:
 #
 #   settings     train.py's flags by name, {"hidden_size": 256, ...}
-#   vocabulary   {"index2word": list of V words, "tokeniser": a name in TOKENISERS}
+#   vocabulary   what the constructor of `data.Vocabulary` takes
 #   weights      the state_dict of the model that was best on the validation split
 #   results      {"valid_ppl": float, "test_ppl": float}, as far as they are known
 #   training     what train.py needs to go on
 
 
 def save_checkpoint(path, checkpoint):
-    """Write a checkpoint's dict to a file, whole or not at all.  Raises InputError if it cannot be written."""
+    """Write a checkpoint's dict to a new file, which then replaces `path`. After any failure the old file is whole."""
     contents = io.BytesIO()  # torch.save into memory cannot fail halfway
     torch.save(checkpoint, contents)
-    write_atomically(path, contents.getbuffer())
-
-
-def check_sizes(settings, vocab_size, path):
-    """Raise InputError if a model of these settings would be many times larger than its file.
-
-    The weights of a plain recurrent network of these sizes are counted. Those of the models here are in proportion; one
-    that you add may do with fewer.
-    """
-    if settings["model"] not in ("lstm", "cell", "attention"):
-        return
-    H, E, L = settings["hidden_size"], settings["embedding_size"], settings["layers"]
-    inputs = vocab_size if settings["input"] == "one-hot" else E
-    readout = E if settings["tie_weights"] else H
-    weights = H * (inputs + L * H) + vocab_size * (E + readout)
-    if min(H, E, L) < 1 or 4 * weights > 2 * os.path.getsize(path):
-        raise InputError(f"{path} is damaged: its settings ask for larger weights than it holds")
-
-
-def check_contents(value, file_size, depth=10):
-    """Raise ValueError if what was read from a file of so many bytes could take forever to copy or to print.
-
-    A small file can hold a tensor that repeats one number a billion times, and a list that contains another one twice,
-    which contains another one twice, and so on.
-    """
-    if isinstance(value, torch.Tensor) and value.numel() > file_size:
-        raise ValueError("it has a tensor that is larger than the file")
-    if isinstance(value, (dict, list, tuple)):
-        if depth == 0:
-            raise ValueError("it is nested too deeply")
-        for part in value.values() if isinstance(value, dict) else value:
-            check_contents(part, file_size, depth - 1)
+    part = f"{path}.part"
+    with open(part, "wb") as file:
+        file.write(contents.getbuffer())
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
 
 
 def read_checkpoint(path):
     """Read a file that `save_checkpoint` wrote -> its dict, with the tensors in main memory.
 
-    Raises InputError for a file that is missing, damaged, or no checkpoint. Nothing in a file is ever run.
+    Nothing in a file is ever run, because of weights_only, and its checksums tell a changed bit.
+    Raises OSError for a file that cannot be read and InputError for one that is no checkpoint.
     """
+    raw = pathlib.Path(path).read_bytes()
     try:
-        raw = pathlib.Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    try:
-        with zipfile.ZipFile(io.BytesIO(raw)) as archive:
-            if sum(entry.file_size for entry in archive.infolist()) > len(raw) or archive.testzip():
-                raise ValueError("it is damaged")  # compressed by someone, or testzip found a wrong checksum
+        if zipfile.ZipFile(io.BytesIO(raw)).testzip():
+            raise ValueError
         checkpoint = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
-        if type(checkpoint) is not dict:
-            raise ValueError("it holds something else")
-        check_contents(checkpoint, len(raw))
+        checkpoint["settings"]["model"], checkpoint["vocabulary"], checkpoint["weights"], checkpoint["results"]
         return checkpoint
-    except Exception as error:  # zipfile and torch raise many kinds of errors for a file that is not theirs
-        raise InputError(f"{path} is not a checkpoint of train.py: {first_line(error)}") from None
+    except Exception:  # zipfile and torch raise many kinds of errors for a file that is not theirs
+        raise InputError(f"{path} is not a checkpoint of train.py, or is damaged") from None
 
 
 def load_checkpoint(path, device="cpu", model=None):
     """Open a checkpoint -> (model in evaluation mode, Vocabulary, the checkpoint's dict).
 
     model: "lstm" or "cell" opens a checkpoint of either with that one.
-    Raises InputError as `read_checkpoint` does, and when a model cannot be built from the file or cannot read a token.
+    Raises OSError and InputError as `read_checkpoint` does, also where the weights do not fit the settings.
     """
     checkpoint = read_checkpoint(path)
+    settings = checkpoint["settings"]
+    if settings["model"] not in attention_lm.MODELS:
+        raise InputError(f"{path} is of model {settings['model']}, which has no entry in attention_lm.MODELS")
+    if model and settings["model"] not in ("lstm", "cell"):
+        raise InputError(f"--model opens checkpoints of lstm and cell, but {path} is of another: leave it out")
+    settings = {**settings, "model": model or settings["model"]}
     try:
-        settings, vocabulary = checkpoint["settings"], checkpoint["vocabulary"]
-        if settings["model"] not in MODELS:
-            raise ValueError(f"there is no model {settings['model']} in MODELS")
-        words = vocabulary["index2word"]
-        if not all(type(word) is str for word in words) or len(set(words)) < len(words):
-            raise ValueError("its vocabulary is damaged")
-        vocabulary = Vocabulary(**vocabulary)
-        if model and settings["model"] not in ("lstm", "cell"):
-            raise InputError(f"--model opens checkpoints of lstm and cell, but {path} is of another: leave it out")
-        if model:  # reading needs no dropout, and torch.nn.LSTM does not have these two
-            settings = {**settings, "model": model, "locked_dropout": False, "weight_dropout": 0.0}
-        check_sizes(settings, len(vocabulary), path)
-        network = MODELS[settings["model"]](len(vocabulary), settings)
+        vocabulary = data.Vocabulary(**checkpoint["vocabulary"])
+        network = attention_lm.MODELS[settings["model"]](len(vocabulary), settings)
         network.load_state_dict(checkpoint["weights"])
-        with torch.inference_mode():
-            log_probs, _ = network.eval()(torch.tensor([[vocabulary.start]]))  # (1, 1, V)
-        if not log_probs.isfinite().all():
-            raise ValueError("its weights are not finite")
-        title(path, checkpoint)  # an error here means that the results are damaged
-    except InputError:
-        raise
-    except Exception as error:  # whatever is wrong in the file
-        raise InputError(f"{path} is not a checkpoint that this version can open: {first_line(error)}") from None
-    return network.to(device), vocabulary, checkpoint
-
-
-def first_line(error):
-    """The beginning of an error's message, or its kind if it has none, in one printable line."""
-    text = " ".join(str(error).split())[:100] or type(error).__name__
-    if isinstance(error, KeyError):
-        text = f"it has no {text}"
-    return text if text.isprintable() else type(error).__name__
+    except Exception:  # torch and Python raise many kinds of errors for settings that do not fit
+        raise InputError(f"{path} is not a checkpoint of train.py, or is damaged") from None
+    return network.to(device).eval(), vocabulary, checkpoint
 
 
 # --- Attention as text --------------------------------------------------------------------
 
 
 def most_seen(rows, count):
-    """The slots with the largest sums of weights over the rows of `look_back`: at most `count`, in order."""
+    """The positions with the largest sums of weights over the rows of `look_back`: at most `count`, in order."""
     totals = [sum(column) for column in zip(*(weights for *_, weights in rows))]
     seen = [j for j in range(len(totals)) if totals[j] > 0]
     seen.sort(key=lambda j: totals[j], reverse=True)
@@ -287,46 +202,49 @@ def most_seen(rows, count):
 
 
 def draw_attention(rows, tokens, width):
-    """The last rows of `look_back` as text of about this width: a shade for each slot, and the two largest weights."""
+    """The last rows of `look_back` as text of about this width: shades for the positions, and the two largest weights."""
     rows = rows[-40:]
     columns = most_seen(rows, max(10, width - 74))
     before = ["(start)", *tokens]
-    lines = ["         the word  P(word)  copied  the slots most looked at, as: word -> the word that followed it"]
-    for word, p, copied, weights in rows:
+    lines = ["         the word  P(word)   looks  where it looks most, as: word -> the word that came next"]
+    for word, p, looks, weights in rows:
         shades = "".join(" .:-=+*#%@"[min(9, int(10 * weights[j]))] for j in columns)
         best = sorted(((weight, j) for j, weight in enumerate(weights) if weight >= 0.05), reverse=True)[:2]
         seen = "  ".join(f"{before[j][:10]} -> {tokens[j][:10]} {weight:.2f}" for weight, j in best)
-        lines.append(f"{word[:17]:>17}  {p:7.3f}  {copied:6.2f} |{shades}| {seen}".rstrip())
+        lines.append(f"{word[:17]:>17}  {p:7.3f}  {looks:6.2f} |{shades}| {seen}".rstrip())
     return "\n".join(lines)
 
 
 # --- The command -------------------------------------------------------------------------
 
 
-def prompt_tokens(text, vocabulary):
-    """Split a prompt into tokens as the corpus was -> (list of tokens, list of those not in the vocabulary).
+def prompt_tokens(text, vocabulary, path):
+    """Cut a prompt into tokens as the corpus was -> list of tokens, after a note about those that are unknown.
 
     Raises InputError for a prompt without any token.
     """
-    tokens = list(vocabulary.cut_again(text))
+    if vocabulary.tokeniser == "word":  # N, as texts are written, must be a number again and not the letter n
+        text = re.sub(rf"\b{NUMBER}\b", "0", text)
+    tokens, known = list(vocabulary.cut(text)), vocabulary.word2index
     if tokens and tokens[-1] == EOS:
         tokens.pop()  # so that the model may continue the prompt's last sentence
-    known = vocabulary.word2index
+    if not tokens:
+        raise InputError("the prompt is empty: give some words, or leave --prompt out to start from nothing")
     for position, token in enumerate(tokens):
         if token not in known and token.lower() in known:  # in a corpus of small letters, such as ptb
             tokens[position] = token.lower()
-    if not tokens:
-        raise InputError("the prompt is empty: give some words, or leave --prompt out to start from nothing")
-    unknown = [token for token in tokens if token not in known]
-    return tokens, list(dict.fromkeys(unknown))
-
-
-def read_prompt(text, vocabulary, path):
-    """`prompt_tokens` -> list of tokens, after a note on stderr about those that the model at `path` does not know."""
-    tokens, unknown = prompt_tokens(text, vocabulary)
+    unknown = dict.fromkeys(token for token in tokens if token not in known)
     if unknown:
         print(f"note: {path} does not know {', '.join(unknown)}; read as {UNK}", file=sys.stderr)
     return tokens
+
+
+def read_stdin():
+    """Standard input as text, without line ends at its end.  Raises InputError if it is not UTF-8."""
+    try:
+        return open(0, encoding="utf-8", closefd=False).read().rstrip("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"the prompt on standard input is not UTF-8: {error}") from None
 
 
 def device_of(name):
@@ -341,34 +259,25 @@ def device_of(name):
     return torch.device(name)
 
 
-def read_stdin():
-    """Standard input as text, without line ends at its end.  Raises InputError if it is closed or not UTF-8."""
-    try:
-        return open(0, encoding="utf-8", closefd=False).read().rstrip("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the prompt on standard input cannot be read: {error}") from None
-
-
 def parse_arguments(argv):
     """The flags -> a namespace."""
-    parser = Parser(__doc__)
-    size, above_0 = number(int, 1, LARGEST), number(float, 0, open_low=True)
+    parser = data.Parser(__doc__)
+    positive, above_0 = at_least(1), at_least(1e-9, float)
     parser.add_argument("checkpoints", nargs="+", metavar="checkpoint.pt", help="several are shown side by side")
     flag = parser.add_argument_group("text").add_argument
     flag("--prompt", action="append", help="text to continue, - for standard input; may be repeated (none)")
-    flag("--tokens", type=number(int, 0, LARGEST), default=100, metavar="N", help="tokens to add (%(default)s)")
-    flag("--num-samples", type=size, default=1, metavar="N", help="continuations of each prompt (%(default)s)")
+    flag("--tokens", type=at_least(0), default=100, metavar="N", help="tokens to add (%(default)s)")
+    flag("--num-samples", type=positive, default=1, metavar="N", help="continuations of each prompt (%(default)s)")
     flag = parser.add_argument_group("decoding").add_argument
     flag("--greedy", action="store_true", help="take the most probable token (off)")
     flag("--temperature", type=above_0, nargs="+", metavar="T", help="above 0; several are compared (0.9)")
-    flag("--top-k", type=size, metavar="K", help="draw among the K most probable tokens (all)")
-    top_p = number(float, 0, 1, open_low=True)
-    flag("--top-p", type=top_p, metavar="P", help="draw among the fewest that hold P (1)")
-    flag("--seed", type=number(int, 0, 2**62), default=0, metavar="N", help="of the random numbers (%(default)s)")
+    flag("--top-k", type=positive, metavar="K", help="draw among the K most probable tokens (all)")
+    flag("--top-p", type=above_0, metavar="P", help="draw among the fewest that hold P, above 0 (1)")
+    flag("--seed", type=at_least(0), default=0, metavar="N", help="of the random numbers (%(default)s)")
     flag = parser.add_argument_group("model").add_argument
     flag("--model", choices=["lstm", "cell"], help="open a checkpoint of one with the other (its own)")
     flag("--device", default="cpu", help="cpu, cuda, mps or auto (%(default)s)")
-    flag("--memory", type=size, metavar="N", help="how many steps back an attention model sees (its own)")
+    flag("--memory", type=positive, metavar="N", help="how many steps back an attention model sees (its own)")
     flag("--show-attention", action="store_true", help="print what each word looked at (off)")
     return parser.parse_args(argv)
 
@@ -394,58 +303,40 @@ def title(path, checkpoint):
     return f"{path}\nperplexity {', '.join(known)}" if known else str(path)
 
 
-def stream(given, steps, vocabulary):
-    """Print a prompt and, word by word, its continuation -> the list of all its tokens."""
-    text = itertools.chain(given, (token for (token,) in steps))
-    tokens, shown = itertools.tee(text)  # the same tokens twice: to return, and to print as they come
-    for piece in vocabulary.join(shown):
-        print(piece, end="", flush=True)
-    print()
-    return list(tokens)
-
-
 def main(argv=None):
     """Run the command; argv is a list of words as in a shell, sys.argv if None.
 
     Raises InputError for what the user can correct.
     """
     args = parse_arguments(argv)
-    device = device_of(args.device)
+    device, width = device_of(args.device), shutil.get_terminal_size((120, 24)).columns
     loaded = [load_checkpoint(path, device, args.model) for path in args.checkpoints]
     for path, (model, _, _) in zip(args.checkpoints, loaded):
-        if (args.memory or args.show_attention) and not isinstance(model, AttentionLM):
+        if (args.memory or args.show_attention) and not isinstance(model, attention_lm.AttentionLM):
             raise InputError(f"{path} has no attention: leave --memory and --show-attention out")
         if args.memory:
             model.memory_size = args.memory
     prompts = [read_stdin() if text == "-" else text for text in args.prompt or []] or [None]
     temperatures = args.temperature or ([] if args.greedy else [DEFAULT_TEMPERATURE])
     decoders = ([None] if args.greedy else []) + temperatures  # None is greedy
-    alone = len(loaded) == args.num_samples == 1
-    how = {"top_k": args.top_k, "top_p": args.top_p}
     for prompt, temperature in itertools.product(prompts, decoders):
-        if not alone or len(prompts) * len(decoders) > 1:
+        if len(prompts) * len(decoders) * len(loaded) > 1:
             name = f"temperature {temperature:g}" if temperature else "greedy"
             print(f"\n=== {'from nothing' if prompt is None else prompt.strip()}, {name} ===\n")
-        columns, firsts = [], []
+        columns, pictures = [], []
         for path, (model, vocabulary, checkpoint) in zip(args.checkpoints, loaded):
-            given = [] if prompt is None else read_prompt(prompt, vocabulary, path)
-            steps = continuations(
-                model, vocabulary, given, args.tokens, args.num_samples, args.seed, temperature=temperature, **how
-            )
-            if alone:
-                firsts.append(stream(given, steps, vocabulary))
-                continue
-            samples = [[*given, *new] for new in zip(*steps)] or [given] * args.num_samples
-            texts = ["".join(vocabulary.join(sample)).strip() for sample in samples]
+            given = [] if prompt is None else prompt_tokens(prompt, vocabulary, path)
+            how = {"temperature": temperature, "top_k": args.top_k, "top_p": args.top_p}
+            steps = continuations(model, vocabulary, given, args.tokens, args.num_samples, args.seed, **how)
+            samples = [[*given, *new] for new in zip(*steps)] or [given]
+            texts = ["".join(vocabulary.join(tokens)).strip() for tokens in samples]
             columns.append((title(path, checkpoint), "\n\n".join(texts)))
-            firsts.append(samples[0])
-        if columns:
-            print(compare(columns, shutil.get_terminal_size((120, 24)).columns))
-        if args.show_attention:
-            for tokens, (model, vocabulary, _) in zip(firsts, loaded):
-                rows = look_back(model, vocabulary, tokens)
-                print(draw_attention(rows, tokens, shutil.get_terminal_size((110, 24)).columns))
+            if args.show_attention:
+                pictures.append(draw_attention(look_back(model, vocabulary, samples[0]), samples[0], width))
+        print(compare(columns, width) if len(columns) > 1 else columns[0][1])
+        for picture in pictures:
+            print(picture)
 
 
 if __name__ == "__main__":
-    run_script(main)
+    data.run_script(main)
