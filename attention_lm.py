@@ -93,7 +93,8 @@ class AttentionLM(LanguageModel):
         self, vocab_size, embedding_size, hidden_size, num_layers=1, memory_size=2000, copy=True, near=64, **options
     ):
         super().__init__(vocab_size, embedding_size, hidden_size, **options)
-        self.num_layers, self.memory_size, self.copy, self.near = num_layers, memory_size, copy, near
+        self.num_layers, self.copy, self.near = num_layers, copy, near
+        self.memory_size, self.memory_size_in_training = memory_size, min(memory_size, 200)
         self.sentinel = nn.Parameter(torch.zeros(hidden_size))
         # All other scores are near 0 at first. With 2 the sentinel has the weight of 7 positions; without it, the
         # output layer of a model that copies would hardly be trained at the start.
@@ -121,7 +122,7 @@ class AttentionLM(LanguageModel):
         weight of the sentinel. The next token of the last position is not known yet, and no step sees this position.
         """
         tokens, carried, h, c, *decoder_state = self.start(input.shape[1]) if state is None else state
-        M = min(self.memory_size, 200) if self.training else self.memory_size
+        M = self.memory_size_in_training if self.training else self.memory_size
         tokens = torch.cat((tokens, input))  # (S, B)
         next_tokens = torch.cat((tokens[1:], tokens[-1:]))  # (S, B)
         bias = self.bias(input, next_tokens, M)  # (B, T, 1 + S)
