@@ -10,10 +10,7 @@
     python train.py --resume out/cell                  # go on after Ctrl-C, a kill or a power cut
     torchrun --nproc_per_node=2 train.py --model cell  # one model, trained by two processes, for two GPUs
 
-From Python or a notebook:
-
-    import train
-    results = train.main(["--model", "cell", "--minutes", "1"])
+From Python or a notebook: `train.main(["--model", "cell", "--minutes", "1"])`.
 
 A run is a new folder: out/cell, then out/cell-2, and so on. It holds
 
@@ -132,7 +129,7 @@ class Counters:
 
 
 class Run:
-    """A model in training: its next step and its validation.
+    """A model in training, and its next step.
 
     args: the flags.  corpus: a Corpus.  device: a torch.device.
     rank, processes: this process's number and their number, 0 and 1 for one process: see `join_processes`.
@@ -203,24 +200,6 @@ class Run:
         loss = float(counters.loss_sum) / max(1, counters.step - counters.validated)
         return loss, counters.tokens / max(1e-9, seconds)
 
-    def validate(self):
-        """Evaluate on the validation split, add a row to the log, and keep the weights if they are the best so far.
-
-        Returns two lines to show: how good the model is, and a text that it writes.
-        """
-        counters, (train_loss, speed) = self.counters, self.since_validation()
-        loss = evaluate(self.model, self.corpus.valid.to(self.device), self.corpus.vocabulary.start)
-        if loss < counters.best_loss:
-            counters.best_loss, self.best = loss, copy.deepcopy(self.model.state_dict())
-        text = " ".join(continuation(self.model, self.corpus, given=3, length=75).split())
-        epoch, ppl, seconds = counters.step / self.steps_per_epoch, perplexity(loss), time.monotonic() - self.begun
-        row = f"{counters.step},{epoch:.2f},{seconds:.1f},{speed:.0f},{train_loss:.4f},{loss:.4f},{ppl:.2f}\n"
-        counters.log += row
-        counters.seconds, counters.validated, counters.validated_at = seconds, counters.step, seconds
-        counters.tokens, counters.loss_sum = 0, 0.0
-        where = f"epoch {epoch:5.2f}  step {counters.step:>5}  ppl train {perplexity(train_loss):7.2f} valid {ppl:7.2f}"
-        return f"{where}  {speed:>6,.0f} tokens/s  {datetime.timedelta(seconds=round(seconds))}", f"    {text}"
-
 
 def train(run, out):
     """Train until the epochs, the minutes or the target perplexity are reached, and save to the folder `out`.
@@ -249,10 +228,20 @@ def train(run, out):
 
 
 def validate(run, out):
-    """Validate, show and save."""
-    for line in run.validate():
-        show(line)
-    save(run, out)
+    """Evaluate on the validation split, keep the weights if they are the best so far, save, and let the model write."""
+    counters, (train_loss, speed) = run.counters, run.since_validation()
+    loss = evaluate(run.model, run.corpus.valid.to(run.device), run.corpus.vocabulary.start)
+    if loss < counters.best_loss:
+        counters.best_loss, run.best = loss, copy.deepcopy(run.model.state_dict())
+    epoch, ppl, seconds = counters.step / run.steps_per_epoch, perplexity(loss), time.monotonic() - run.begun
+    row = f"{counters.step},{epoch:.2f},{seconds:.1f},{speed:.0f},{train_loss:.4f},{loss:.4f},{ppl:.2f}"
+    counters.log += row + "\n"
+    counters.validated, counters.validated_at, counters.seconds = counters.step, seconds, seconds
+    counters.tokens, counters.loss_sum = 0, 0.0
+    where = f"epoch {epoch:5.2f}  step {counters.step:>5}  ppl train {perplexity(train_loss):7.2f} valid {ppl:7.2f}"
+    show(f"{where}  {speed:>6,.0f} tokens/s  {datetime.timedelta(seconds=round(seconds))}")
+    save(run, out)  # weights that are inf or nan end the run here
+    show("    " + " ".join(continuation(run.model, run.corpus, given=3, length=75).split()))
 
 
 def test(run, out):
@@ -285,7 +274,7 @@ def thread_trials(run):
     given, most = run.args.threads or "OMP_NUM_THREADS" in os.environ, torch.get_num_threads()
     if given or run.device.type != "cpu":
         return
-    seconds = {**{2**k: math.inf for k in range(most.bit_length() - 1)}, most: math.inf}  # {threads: of one step}
+    seconds = {**{2**k: math.inf for k in range((most - 1).bit_length())}, most: math.inf}  # {threads: of one step}
     for threads in [*seconds] * 3:
         torch.set_num_threads(threads)
         begun = time.monotonic()
@@ -374,7 +363,7 @@ def restore(run, checkpoint):
     run.best = checkpoint["weights"] if run.counters.validated else None
     run.begun = time.monotonic() - run.counters.seconds
     run.model.load_state_dict(training["weights"])
-    run.optimizer.load_state_dict(copy.deepcopy(training["optimizer"]))  # optimizers keep the tensors that they load
+    run.optimizer.load_state_dict(training["optimizer"])
     for parameter, state in run.optimizer.state.items():  # a fused step would write beyond the end of a smaller tensor
         if any(part.shape != parameter.shape for name, part in state.items() if name != "step"):
             raise InputError(f"{run.args.resume} cannot go on: its optimizer is of another model")
@@ -478,16 +467,8 @@ def parse_arguments(argv, settings=None):
 
 
 def run_folder(path):
-    """A run's folder, also when the file in it is given."""
-    return os.path.dirname(path) if os.path.basename(path) == "checkpoint.pt" else path
-
-
-def saved_run(folder):
-    """The checkpoint of the run in a folder, or None where there is no run in it yet."""
-    if not os.path.isdir(folder):
-        raise InputError(f"there is no folder {folder} to resume: leave --resume out to begin a run")
-    path = os.path.join(folder, "checkpoint.pt")
-    return sample.read_checkpoint(path) if os.path.exists(path) else None
+    """A run's folder, also when the file in it is given: the argument of --resume."""
+    return os.path.dirname(path) or "." if os.path.basename(path) == "checkpoint.pt" else path
 
 
 def main(argv=None, corpus=None):
@@ -501,9 +482,11 @@ def main(argv=None, corpus=None):
     args, saved = parse_arguments(argv), None
     if corpus is not None and data.corpus_settings(vars(args)) != data.corpus_settings(vars(parse_arguments([]))):
         raise InputError("the corpus is given: leave --data, --level, --min-count, --vocab-size and --split out")
-    if args.resume:
-        saved = saved_run(args.resume)
-        args = parse_arguments(argv, saved and saved["settings"])
+    if args.resume and not os.path.isdir(args.resume):
+        raise InputError(f"there is no folder {args.resume} to resume: leave --resume out to begin a run")
+    if args.resume and os.path.exists(f"{args.resume}/checkpoint.pt"):
+        saved = sample.read_checkpoint(f"{args.resume}/checkpoint.pt")
+        args = parse_arguments(argv, saved["settings"])
     rank, processes = join_processes()
     device = sample.device_of(args.device)
     if corpus is not None:
