@@ -65,10 +65,11 @@ ENDS_SENTENCE = re.compile(r"(?<!\be\.g)(?<!\bi\.e)[.!?]\Z")  # a space after it
 MARK = "\u0301"  # `TOKEN` sees this mark in place of all combining marks and joiners, for which `re` has no class
 TOKEN = re.compile(
     rf"""
-    (\d [\w{MARK}]* (?: [.,] \d+ )*)                   # a number: 3, 3.14, 1,000, 0x1f
+    (\d [\w{MARK}]* (?: [.,] \d+ )*)     # a number: 3, 3.14, 1,000, 0x1f
     | <unk>
-    | [^\W\d] [\w{MARK}]* (?: ' (?: [^\W\d_]{MARK}* )+ )?  # a word, with underscores and contraction: __init__, don't
-    | ([^\w\s]) \2*                                   # one punctuation mark, or a run of it: , == >>>
+    | [^\W\d] [\w{MARK}]*                # a word, with its underscores: __init__
+      (?: ' (?: [^\W\d_] {MARK}* )+ )?  # and what follows an apostrophe: don't, l'été
+    | ([^\w\s]) \2*                      # one punctuation mark, or a run of it: , == >>>
     """,
     re.VERBOSE,
 )
@@ -314,8 +315,8 @@ def detokenise(tokens):
         piece = token if glued else " " + token
         yield piece
         near = (near + piece)[-100:]  # the rules look no further back, and a line may have no end
-        opens = token in ("(", "[", "{", "/", "-", "$", "@", "#", "\\") or (quote and not closes)
-        opens = opens or (token == "." and not near.endswith(("e.g.", "i.e.")))  # a full stop inside a name: os.path
+        inside = token == "." and not re.search(r"[.!?]\.$|\be\.g\.$|\bi\.e\.$", near)  # of a name, as in os.path
+        opens = token in ("(", "[", "{", "/", "-", "$", "@", "#", "\\") or (quote and not closes) or inside
         if quote:
             open_quotes ^= {token}
 
@@ -351,9 +352,7 @@ def python_docs():
 
     The modules are parsed, never imported. Tests, encodings (the same text 120 times) and modules that some systems
     leave out (IDLE, lib2to3, turtledemo) are skipped. Repeated paragraphs are left out, or the test split would contain
-    text of the training split. Modules and topics are shuffled with a fixed seed, so that the splits are alike, and two
-    empty lines stand between them.
-
+    text of the training split. Modules and topics are shuffled with a fixed seed, so that the splits are alike.
     Raises InputError where this Python was installed without its documentation.
     """
     try:
@@ -404,12 +403,11 @@ def read_text(path):
     try:
         text = raw.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        found = f"byte {error.start} is 0x{raw[error.start]:02x}{looks}"
-        raise InputError(f"{path} is not UTF-8 ({found}): save it as UTF-8") from None
+        place = f"byte {error.start} is 0x{raw[error.start]:02x}"
+        raise InputError(f"{path} is not UTF-8 ({place}){looks}: save it as UTF-8") from None
     if "\0" in text:
-        found = f"character {text.index(chr(0))} is zero{looks or ', as in UTF-16'}"
-        raise InputError(f"{path} is binary ({found}): save it as UTF-8")
-    if not text.strip():
+        raise InputError(f"{path} is binary (character {text.index(chr(0))} is zero){looks}: save it as UTF-8")
+    if not text or text.isspace():  # strip would copy it
         raise InputError(f"{path} is empty: give a file with text in it")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
@@ -442,7 +440,7 @@ def read_splits(data, level="word", split=None):
         return split_text(python_docs(), level, split)
     paths = fetch(data) if data in DOWNLOADS else [pathlib.Path(data)]
     if paths[0].is_dir():
-        found = [list(paths[0].glob(f"*{name}*")) for name in SPLITS]
+        found = [[path for path in paths[0].glob(f"*{name}*") if path.is_file()] for name in SPLITS]
         for name, files in zip(SPLITS, found):
             if len(files) != 1:
                 needs = "it needs one each for train, valid and test, for example ptb.train.txt"
@@ -461,10 +459,7 @@ def read_splits(data, level="word", split=None):
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that raises InputError instead of printing its usage and leaving.
-
-    Its description is a module's docstring, as it stands.
-    """
+    """An ArgumentParser that shows a module's docstring as it stands, and raises InputError for wrong flags."""
 
     def __init__(self, description):
         super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -509,28 +504,32 @@ def corpus_settings(settings):
 
 
 def sizes(corpus):
-    """The sizes of a corpus, in words -> one line, and a second one with advice where more than a fifth is `<unk>`.
+    """The sizes of a corpus and its share of `<unk>`, as a line of text, with a line of advice if it is above a fifth.
 
-    This share is that of the validation split: as much of it is easy to predict and says nothing.
+    The share is that of the validation split, which the perplexity of a training run is measured on.
     """
     splits = ", ".join(f"{len(tokens):,} {name}" for name, tokens in zip(SPLITS, corpus[1:]))
     share = (corpus.valid == corpus.vocabulary.unknown).sum().item() / len(corpus.valid)
     line = f"{splits} tokens, {len(corpus.vocabulary):,} different, {share:.1%} of the valid ones {UNK}"
-    return f"{line}\nso much {UNK} teaches little: try --level char or --min-count 1" if share > 0.2 else line
+    advice = f"\nwith so many {UNK} a model learns little: try --level char or --min-count 1"
+    return line + advice if share > 0.2 else line
 
 
 def run_script(main):
-    """Run a script's `main`. An error that the user can correct becomes one line on stderr and exit code 2."""
+    """Run a script's `main`. InputError and OSError become one line on stderr and exit code 2.
+
+    Exit code 130 is an interrupt from the keyboard, and 141 a reader that has left, as in `| head`.
+    """
     sys.stdout.reconfigure(errors="replace")  # for characters that a terminal or a file cannot show
     try:
         main()
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader has left, as in `| head`
+    except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is in the buffer has nowhere to go
-        sys.exit(141)  # as a shell reports it: 128 + SIGPIPE
+        sys.exit(141)  # 128 + SIGPIPE
     except (InputError, OSError) as error:
-        known = isinstance(error, OSError) and error.filename
-        print(f"error: {error.filename}: {error.strerror}" if known else f"error: {error}", file=sys.stderr)
+        path = getattr(error, "filename", None)
+        print(f"error: {path}: {error.strerror}" if path else f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
