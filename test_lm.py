@@ -12,7 +12,9 @@ import contextlib
 import csv
 import errno
 import functools
+import gzip
 import hashlib
+import inspect
 import io
 import itertools
 import json
@@ -21,14 +23,15 @@ import os
 import pathlib
 import pickle
 import random
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import zipfile
+import unicodedata
+import unittest.mock
 
 import data  # before torch, see there
 import pytest
@@ -36,21 +39,24 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import attention_lm
 import lstm_cell
 import sample
 import train
 from attention_lm import AttentionLM, attention
 from data import InputError, Vocabulary
-from lstm_cell import LSTM, LSTMCell, unroll
+from lstm_cell import LSTM, LSTMCell
 from lstm_lm import LanguageModel, LSTMLM
 
-MODELS = ["lstm", "cell", "attention"]
-OURS = [*MODELS, "self-attention"]  # the last is attention with the decoder's memory
-KINDS = [*sample.MODELS, "self-attention"]  # and the models that you add to `sample.MODELS`
+MODELS = ["lstm", "cell", "attention", "self-attention"]
 HERE = pathlib.Path(__file__).resolve().parent
 SIZES = "--hidden-size 16 --batch-size 4 --bptt 8 --lr 0.02 --device cpu --dtype float32 --threads 1".split()
 SMALL = [*SIZES, "--epochs", "2"]  # 47 steps in an epoch
 TINY = [*SIZES, "--bptt", "40", "--hidden-size", "8", "--epochs", "1"]  # 10 steps in an epoch
+ATTENTION = ["attention", "attention-alone", "self-attention"]  # the second does not copy
+OURS = ["lstm", "cell", *ATTENTION]
+KINDS = [*attention_lm.MODELS, "attention-alone"]  # with the models that you add to `attention_lm.MODELS`
+each_attention = pytest.mark.parametrize("name", ATTENTION)
 each_model = pytest.mark.parametrize("name", MODELS)
 each_kind = pytest.mark.parametrize("name", KINDS)
 
@@ -66,25 +72,22 @@ def make_text(sentences=400, seed=0):
     return "\n\n".join("\n".join(lines[k : k + 5]).capitalize() for k in range(0, sentences, 5))
 
 
-def make_model(name, vocab_size=11, size=6, dtype=torch.float64, seed=0, **more):
-    """A small model of each kind, in evaluation mode."""
-    torch.manual_seed(seed)
-    if name.endswith("attention"):
-        memory_from = "encoder" if name == "attention" else "decoder"
-        model = AttentionLM(vocab_size, size, size, memory_from=memory_from, **{"memory_size": 6, **more})
-    elif name in MODELS:
-        model = LSTMLM(vocab_size, size, size, core=name, **more)
-    else:
-        settings = vars(train.parse_arguments(["--model", name, "--hidden-size", str(size), "--no-tie-weights"]))
-        more = {"dropout": 0.0, "layers": more.pop("num_layers", 1), **more}
-        more["input"] = "one-hot" if more.pop("one_hot", False) else "embedding"
-        model = sample.MODELS[name](vocab_size, {**settings, **more})
-    return model.to(dtype).eval()
-
-
 def flags_of(name):
     """A kind of model as flags."""
-    return ["--model", name.removeprefix("self-"), *["--memory-from", "decoder"] * (name == "self-attention")]
+    return ["--model", "attention", "--no-copy"] if name == "attention-alone" else ["--model", name]
+
+
+def settings_of(*flags):
+    """The settings that train.py makes of flags."""
+    return vars(train.parse_arguments(list(flags)))
+
+
+def make_model(name, vocab_size=11, size=6, dtype=torch.float64, seed=0, **more):
+    """A small model of each kind, in evaluation mode.  more: other settings."""
+    torch.manual_seed(seed)
+    small = {"hidden_size": size, "embedding_size": size, "memory_size": 6, "dropout": 0.0, "tie_weights": False}
+    settings = {**settings_of(*flags_of(name)), **small, **more}
+    return attention_lm.MODELS[settings["model"]](vocab_size, settings).to(dtype).eval()
 
 
 def results_and_gradients(module, inputs, hx, bfloat16=False):
@@ -132,38 +135,8 @@ def test_cell_is_torchs_cell(bias):
                 assert_same(results_and_gradients(ours, x, hx), results_and_gradients(theirs, x, hx))
 
 
-def test_parameters_are_drawn_as_torchs():
-    for ours, theirs in [(LSTMCell, nn.LSTMCell), (LSTM, nn.LSTM)]:
-        torch.manual_seed(3)
-        a = ours(5, 7).state_dict()
-        torch.manual_seed(3)
-        b = theirs(5, 7).state_dict()
-        assert list(a) == list(b) and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def test_wrong_sizes_are_refused():
-    """By the cell, where torch's refuses them and with the same error; by the LSTM."""
-    x_h_c = [((2, 3, 4), None, None), ((), None, None), ((2, 5), None, None), ((5,), None, None)]
-    x_h_c += [((2, 4), (3, 6), (3, 6)), ((2, 4), (2, 5), (2, 5)), ((2, 4), (2, 6), (2, 5))]
-    x_h_c += [((2, 4), (1, 2, 6), (1, 2, 6)), ((4,), (5,), (5,))]
-    for x, h, c in x_h_c:
-        hx = None if h is None else (torch.zeros(h), torch.zeros(c))
-        with pytest.raises((ValueError, RuntimeError)) as theirs:
-            nn.LSTMCell(4, 6)(torch.zeros(x), hx)
-        with pytest.raises(theirs.type):
-            LSTMCell(4, 6)(torch.zeros(x), hx)
-    for shape in [(0, 2, 4), (2, 2, 5), (2,), (1, 2, 3, 4)]:
-        with pytest.raises(RuntimeError):
-            LSTM(4, 6)(torch.zeros(shape))
-    with pytest.raises(RuntimeError):
-        LSTM(4, 6, 2)(torch.zeros(3, 2, 4), (torch.zeros(1, 2, 6), torch.zeros(1, 2, 6)))
-    for name, p in itertools.product(("dropout", "weight_dropout"), (-0.1, 1, 1.5)):
-        with pytest.raises(ValueError):
-            LSTM(4, 6, 2, **{name: p})
-
-
 def lstm_pair(I, H, L, bias=True):
-    ours, theirs = (kind(I, H, L, bias=bias).double() for kind in (LSTM, nn.LSTM))
+    ours, theirs = (kind(I, H, L, bias).double() for kind in (LSTM, nn.LSTM))
     ours.load_state_dict(theirs.state_dict())
     return ours, theirs
 
@@ -180,52 +153,128 @@ def test_lstm_is_torchs_lstm(bias):
                 assert_same(results_and_gradients(ours, x, hx), results_and_gradients(theirs, x, hx))
 
 
-class Unrolled(nn.Module):
-    """The plain loop, with the parameters of an LSTM."""
-
-    def __init__(self, lstm):
-        super().__init__()
-        self.cell = LSTMCell(lstm.input_size, lstm.hidden_size).double()
-        self.cell.load_state_dict({name.removesuffix("_l0"): value for name, value in lstm.state_dict().items()})
-
-    def forward(self, x, hx):
-        output, (h, c) = unroll(self.cell, x, hx and tuple(part[0] for part in hx))
-        return output, (h[None], c[None])
+@pytest.mark.parametrize("ours, theirs", [(LSTMCell, nn.LSTMCell), (LSTM, nn.LSTM)])
+def test_parameters_are_drawn_as_torchs(ours, theirs):
+    for options in ({}, {"bias": False}, *[{"num_layers": 3}] * (ours is LSTM)):
+        torch.manual_seed(3)
+        a = ours(5, 7, **options).state_dict()
+        torch.manual_seed(3)
+        b = theirs(5, 7, **options).state_dict()
+        assert list(a) == list(b) and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_lstm_is_the_cell_unrolled():
-    """The faster form, with its gradient derived by hand, is the plain loop with the gradient of autograd."""
-    for T, B, I, H in shapes(8, 2, 7, 5, 7, 7):
+def test_wrong_sizes_are_refused():
+    """By the cell, where torch's refuses them; by the LSTM."""
+    x_h_c = [((2, 3, 4),), ((),), ((2, 5),), ((5,),), ((2, 4), (3, 6), (3, 6)), ((2, 4), (2, 5), (2, 5))]
+    x_h_c += [((2, 4), (2, 6), (2, 5)), ((2, 4), (1, 2, 6), (1, 2, 6)), ((4,), (5,), (5,))]
+    for x, *state in x_h_c:
+        hx = tuple(map(torch.zeros, state)) or None
+        for kind, message in ((nn.LSTMCell, None), (LSTMCell, "of shape|has shape")):
+            with pytest.raises((ValueError, RuntimeError), match=message):
+                kind(4, 6)(torch.zeros(x), hx)
+    for shape in [(0, 2, 4), (2, 2, 5), (2,), (1, 2, 3, 4)]:
+        with pytest.raises(RuntimeError, match="of shape|has shape"):
+            LSTM(4, 6)(torch.zeros(shape))
+    zeros = torch.zeros(2, 2, 6)
+    for state in [(zeros[:1], zeros[:1]), (zeros, zeros[:, :1]), zeros, (zeros,), (zeros, zeros, zeros)]:
+        with pytest.raises(RuntimeError, match=r"a pair \(h, c\)"):
+            LSTM(4, 6, 2)(torch.zeros(3, 2, 4), state)
+    with pytest.raises(TypeError, match="PackedSequence"):
+        LSTM(4, 6)(nn.utils.rnn.pack_sequence([torch.zeros(3, 4)]))
+
+
+def test_constructors_take_torchs_arguments_or_refuse_them():
+    for kind, (I, H) in itertools.product((LSTM, LSTMCell), [(4, 0), (4, -1), (0, 6), (-1, 6)]):
+        with pytest.raises(ValueError, match=f"input_size is {I}, hidden_size {H}"):
+            kind(I, H)
+    for L, p in [(0, 0.0), (2, -0.1), (2, 1), (2, 1.5)]:
+        with pytest.raises(ValueError, match=f"num_layers is {L}, dropout {p}"):
+            LSTM(4, 6, L, dropout=p)
+    for options in ([0.5], [False, 0.5]):  # the fifth argument of torch's is batch_first, the sixth dropout
+        with pytest.raises(TypeError):
+            LSTM(4, 6, 2, True, *options)
+    assert repr(LSTMCell(5, 3)) == repr(nn.LSTMCell(5, 3))
+    assert repr(LSTM(5, 3, 2, dropout=0.5)) == repr(nn.LSTM(5, 3, 2, dropout=0.5))
+
+
+def test_second_derivatives_are_torchs():
+    """Also where a gradient is differentiated: jvp, hessian, hvp and a gradient penalty."""
+    functional = torch.autograd.functional
+    for T, B, I, H, L in shapes(6, 2, 4, 3, 4, 4, 2):
+        torch.manual_seed(T + B + I + H + L)
+        modules, both = lstm_pair(I, H, L), []
+        point, along = ([torch.randn(T, B, I), *torch.randn(2, L, B, H)] for _ in "ab")
+        point, along = (tuple(part.double() for part in parts) for parts in (point, along))
+        for module in modules:
+
+            def loss(x, h, c):
+                output, (h, c) = module(x, (h, c))
+                return output.square().sum() + (h * c).sum()
+
+            inputs = tuple(part.clone().requires_grad_() for part in point)
+            grads = torch.autograd.grad(loss(*inputs), inputs, create_graph=True)
+            penalty = torch.autograd.grad(sum(grad.square().sum() for grad in grads), list(module.parameters()))
+            hessian = itertools.chain.from_iterable(functional.hessian(loss, point))
+            jvp, hvp = functional.jvp(loss, point, along)[1], functional.hvp(loss, point, along)[1]
+            both.append([jvp, *hvp, *hessian, *penalty])
+        assert_same(*both)
+
+
+def test_lstm_is_plain_code_for_torch_func():
+    """One gradient for each stream, by vmap of grad, is what autograd finds stream by stream."""
+    torch.manual_seed(0)
+    lstm, x = LSTM(3, 4, 2).double(), torch.randn(5, 6, 3, dtype=torch.float64)
+    parameters = dict(lstm.named_parameters())
+
+    def loss(parameters, x):
+        return torch.func.functional_call(lstm, parameters, (x,))[0].square().sum()
+
+    ours = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 1))(parameters, x)
+    for b in range(6):
+        expected = torch.autograd.grad(loss(parameters, x[:, b]), list(parameters.values()))
+        assert_same([ours[name][b] for name in parameters], expected)
+
+
+@pytest.mark.parametrize("name", ["cell", *ATTENTION])
+def test_what_is_read_is_what_runs(name, monkeypatch):
+    """A training step calls `lstm_cell.gates` at each step of each layer, and its backward passes there."""
+    counts, gates = collections.Counter(), lstm_cell.gates
+
+    def recorded(z, c):
+        counts["forward"] += 1
+        z.register_hook(lambda grad: counts.update(["backward"]))
+        return gates(z, c)
+
+    monkeypatch.setattr(lstm_cell, "gates", recorded)
+    model = make_model(name, num_layers=2).train()
+    model.loss(*torch.randint(11, (2, 7, 3)))[0].backward()
+    lstms = 3 if "encoder" in dict(model.named_children()) else 2
+    assert counts == {"forward": 7 * lstms, "backward": 7 * lstms}
+
+
+def test_backpropagation_by_hand_is_autograd(monkeypatch):
+    """The chapter at the end, given the values of the loop that trains, finds the gradients that autograd finds."""
+    gates = lstm_cell.gates
+    for T, B, I, H in shapes(12, 4, 9, 5, 6, 7):
+        torch.manual_seed(T + B + I + H)
         lstm, x = LSTM(I, H).double(), torch.randn(T, B, I, dtype=torch.float64)
-        for hx in (tuple(torch.randn(2, 1, B, H, dtype=torch.float64)), None):
-            assert_same(results_and_gradients(lstm, x, hx), results_and_gradients(Unrolled(lstm), x, hx))
+        h, c = torch.randn(2, 1, B, H, dtype=torch.float64)
+        zs, states = [], [(h[0], c[0])]
 
+        def recorded(z, c):
+            z.retain_grad()
+            zs.append(z)
+            states.append(gates(z, c))
+            return states[-1]
 
-def test_lstm_used_as_autograd_allows():
-    """Twice in one graph, backward twice, without gradient, on a transposed input, through one of the last states."""
-    x, both = torch.randn(3, 6, 4, dtype=torch.float64, requires_grad=True).transpose(0, 1), []
-    for module in lstm_pair(4, 5, 2):
-        output, hx = module(x)
-        again, _ = module(x * 2, hx)
-        (output.sum() + again.square().sum()).backward(retain_graph=True)
-        (output.sum() + again.square().sum()).backward()
-        last = [torch.autograd.grad(module(x)[1][pick].sum(), x)[0] for pick in (0, 1)]
-        both.append([output, again, *(parameter.grad for parameter in module.parameters()), *last])
+        monkeypatch.setattr(lstm_cell, "gates", recorded)
+        output, _ = lstm(x, (h, c))
+        dh = torch.randn_like(output)
+        output.backward(dh)
         with torch.no_grad():
-            silent, _ = module(x)
-        assert not silent.requires_grad and torch.equal(silent, output)
-    assert_same(*both)
-
-
-def test_lstm_refuses_to_go_back_over_changed_weights():
-    """As torch does: the gradient for weights that have changed since would be wrong."""
-    for module in lstm_pair(4, 4, 1):
-        for name, _ in list(module.named_parameters())[:2]:
-            output, _ = module(torch.randn(2, 8, 4, dtype=torch.float64).requires_grad_())
-            with torch.no_grad():
-                module.get_parameter(name).mul_(2)
-            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-                output.sum().backward()
+            z, h, c = (torch.stack(values) for values in (zs, *zip(*states)))
+            dz, dW_hh = lstm_cell.backward(lstm.weight_hh_l0, z, h, c, dh)
+        assert_same([dz, dW_hh], [torch.stack([z.grad for z in zs]), lstm.weight_hh_l0.grad])
 
 
 def test_lstm_in_lower_precision():
@@ -240,53 +289,11 @@ def test_lstm_in_lower_precision():
         near = results_and_gradients(single, x.float(), tuple(part.float() for part in hx))
         assert_same([part.double() for part in near], expected, rtol=1e-4, atol=1e-4)
         rough = results_and_gradients(single, x.float(), tuple(part.float() for part in hx), bfloat16=True)
+        assert all(part.dtype == torch.float32 for part in rough)
         assert all((a.double() - b).norm() < 0.03 * b.norm() for a, b in zip(rough, expected))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_dropout_is_as_torchs(dtype):
-    """A part p is zero, the rest is scaled as F.dropout scales it, and so is the gradient."""
-    torch.manual_seed(0)
-    x = torch.ones(300, 1000, dtype=dtype, requires_grad=True)
-    for p in (0.1, 0.5, 0.9):
-        y = lstm_cell.dropout(x, p)
-        kept = y != 0
-        assert abs(kept.double().mean() - (1 - p)) < 0.005  # more than 5 standard deviations
-        assert kept.double().mean(0).std() < 0.05 and kept.double().mean(1).std() < 0.05
-        assert_same([y[kept].unique()], [F.dropout(x, p).unique()[1:]])
-        (grad,) = torch.autograd.grad(y.sum(), x)
-        assert torch.equal(grad, y)
-    assert lstm_cell.dropout(x, 0.5, training=False) is x and lstm_cell.dropout(x, 0.0) is x
-
-
-def test_locked_dropout_is_the_same_at_all_steps():
-    torch.manual_seed(0)
-    y = lstm_cell.dropout(torch.ones(30, 40, 500), 0.3, locked=True)  # (T, B, H)
-    assert torch.equal(y, y[:1].expand_as(y))
-    assert abs((y[0] != 0).double().mean() - 0.7) < 0.02 and (y[0] != 0).double().mean(1).std() < 0.05
-    assert not torch.equal(y, lstm_cell.dropout(torch.ones(30, 40, 500), 0.3, locked=True))
-
-
-def test_weight_dropout_is_torchs_lstm_with_fewer_weights():
-    """In training some elements of W_hh, other ones at each call, are zero in all steps, and get no gradient."""
-    lstm, theirs = LSTM(4, 8, 2, weight_dropout=0.4).double(), nn.LSTM(4, 8, 2).double()
-    x, hx = torch.randn(6, 5, 4, dtype=torch.float64), tuple(torch.randn(2, 2, 5, 8, dtype=torch.float64))
-    theirs.load_state_dict(lstm.state_dict())
-    assert_same(results_and_gradients(lstm.eval(), x, hx), results_and_gradients(theirs, x, hx))
-    for seed in (0, 1):
-        torch.manual_seed(seed)
-        masks = [lstm_cell.dropout(torch.ones(32, 8, dtype=torch.float64), 0.4) for _ in range(2)]
-        weights = lstm.state_dict()
-        for layer, mask in enumerate(masks):
-            weights[f"weight_hh_l{layer}"] = weights[f"weight_hh_l{layer}"] * mask
-        theirs.load_state_dict(weights)
-        torch.manual_seed(seed)
-        ours, expected = results_and_gradients(lstm.train(), x, hx), results_and_gradients(theirs, x, hx)
-        expected[-4:-2] = [grad * mask for grad, mask in zip(expected[-4:-2], masks)]  # those of W_hh
-        assert_same(ours, expected)
-
-
-def test_lstm_dropout_is_between_its_layers():
+def test_lstm_dropout_is_between_its_layers_in_training():
     torch.manual_seed(0)
     lstm, x = LSTM(4, 8, 2, dropout=0.5), torch.randn(6, 5, 4)
     layers = LSTM(4, 8), LSTM(8, 8)
@@ -296,7 +303,7 @@ def test_lstm_dropout_is_between_its_layers():
     torch.manual_seed(1)
     output, _ = lstm(x)
     torch.manual_seed(1)
-    assert torch.equal(output, layers[1](lstm_cell.dropout(layers[0](x)[0], 0.5))[0])
+    assert torch.equal(output, layers[1](F.dropout(layers[0](x)[0], 0.5))[0])
     assert not torch.equal(output, lstm(x)[0])
     assert torch.equal(lstm.eval()(x)[0], layers[1](layers[0](x)[0])[0])
 
@@ -304,58 +311,64 @@ def test_lstm_dropout_is_between_its_layers():
 # --- lstm_lm.py and attention_lm.py --------------------------------------------------------
 
 
-def test_attention_is_torchs_attention_over_the_slots_in_view():
-    """The sentinel is a slot of zeros with a score of its own."""
-    for B, T, carried, H in shapes(10, 3, 4, 6, 9, 7):
-        h = torch.randn(B, T, H, dtype=torch.float64)
-        slots = [torch.randn(B, S, H, dtype=torch.float64) for S in (carried, T)]
-        sentinel = nn.Linear(H, 1).double()
-        in_view = torch.rand(B, T, carried + T) < 0.5
-        bias = torch.randn(B, T, carried + T, dtype=torch.float64).masked_fill(~in_view, -torch.inf)
-        context, weights = (part.transpose(0, 1) for part in attention(h.transpose(0, 1), sentinel, slots, bias))
-        zero = torch.zeros(B, 1, H, dtype=torch.float64)
-        values = torch.cat((zero, *slots), dim=1)
-        bias = torch.cat((sentinel(h), bias), dim=-1)  # the score of the sentinel
-        theirs = F.scaled_dot_product_attention(h, values, values, attn_mask=bias, scale=1.0)
-        assert_same([context], [theirs])
+def test_attention_is_torchs_attention_over_the_parts():
+    for B, T, S, H in shapes(12, 3, 4, 6, 9, 7):
+        torch.manual_seed(B + T + S + H)
+        query, *memory = (torch.randn(B, size, H).double().requires_grad_() for size in (T, 1, S - 1, T))
+        masked = torch.rand(B, T, S + T) < 0.5
+        masked[..., 0] = False  # the sentinel is always visible
+        bias = torch.randn(B, T, S + T).double().masked_fill(masked, -torch.inf)
+        context, weights = attention(query, memory, bias)
+        values = torch.cat(memory, dim=1)
+        theirs = F.scaled_dot_product_attention(query, values, values, attn_mask=bias, scale=1.0)
+        towards = torch.randn_like(context)
+        grads = [torch.autograd.grad(part, [query, *memory], towards, retain_graph=True) for part in (context, theirs)]
+        assert_same([context, *grads[0]], [theirs, *grads[1]])
         assert_same([weights.sum(-1)], [torch.ones(B, T, dtype=torch.float64)])
-        assert (weights[..., 1:][~in_view] == 0).all()
+        assert torch.equal(weights == 0, masked)
+        with torch.autocast("cpu", torch.bfloat16):  # which has too few digits for it
+            assert_same(attention(query, memory, bias), [context, weights])
 
 
 def plain_attention_model(model, tokens):
-    """The model written in plain loops, one stream and one slot at a time -> probabilities (T, B, V)."""
+    """The model written in plain loops, one stream and one position at a time -> probabilities (T, B, V)."""
     T, B = tokens.shape
-    H, M, k = model.hidden_size, model.memory_size, model.delay
+    zeros, M = torch.zeros(model.hidden_size, dtype=torch.float64), model.memory_size
     n = max(1, model.near // 2) if model.training else model.near
     predictions = []
     for b in range(B):
-        state = encoder_state = [torch.zeros(H, dtype=torch.float64)] * 2
-        context, slots, rows = torch.zeros(H, dtype=torch.float64), [], []
+        state = encoder_state = (zeros, zeros)
+        context, memory, rows = zeros, [], []
         for t in range(T):
-            if t:
-                slots.append((m, tokens[t, b]))  # now it is known what followed
-            x = model.embedding.weight[tokens[t, b]]
-            if model.memory_from == "encoder":
-                state = plain_step(model.decoder, torch.cat((x, context)), state)
-                encoder_state = plain_step(model.encoder, x, encoder_state, "_l0")
-                m = encoder_state[0]
+            token = tokens[t, b]
+            if t > 0:
+                memory.append((m, token))  # now it is known what came next
+            x = model.embedding.weight[token]
+            if isinstance(model, attention_lm.SelfAttentionLM):
+                h, c = state = plain_step(model.decoder, x, state, "_l0")
+                m = query = h
+                seen = [h]
             else:
-                state = plain_step(model.decoder, x, state, "_l0")
-                m = state[0]
-            h = state[0]
-            scores = [model.sentinel.weight[0] @ h + model.sentinel.bias[0]]
-            seen = range(max(0, t - M), max(0, t - k))  # slots t-M to t-1-k
-            seen = [j for j in seen if slots[j][1] != tokens[t, b]]
-            scores += [(slots[j][0] * h).sum() - model.decay[0] * math.log(max(t - j, n)) for j in seen]
+                m, _ = encoder_state = plain_step(model.encoder, x, encoder_state, "_l0")
+                h, c = state = plain_step(model.decoder, torch.cat((x, context)), state)
+                query = h + m
+                seen = [h, m]
+            visible = range(max(0, t - M), t)  # positions t-M to t-1
+            if model.copy:
+                visible = [j for j in visible if memory[j][1] != token]
+            scores = [model.sentinel @ query + model.sentinel_bias[0]]
+            scores += [memory[j][0] @ query - model.decay[0] * math.log(max(t - j, n)) for j in visible]
             a = [score.exp() / sum(other.exp() for other in scores) for score in scores]
-            context = torch.zeros(H, dtype=torch.float64)
-            for weight, j in zip(a[1:], seen):
-                context = context + weight * slots[j][0]
-            parts = (h, context, m) if model.memory_from == "encoder" else (h, context)
-            r = torch.tanh(model.readout.weight @ torch.cat(parts) + model.readout.bias)
-            p = list(a[0] * torch.softmax(model.output.weight @ r + model.output.bias, 0))
-            for weight, j in zip(a[1:], seen):
-                p[slots[j][1]] = p[slots[j][1]] + weight
+            context = a[0] * model.sentinel
+            for weight, j in zip(a[1:], visible):
+                context = context + weight * memory[j][0]
+            seen.insert(1, context)
+            features = model.readout.weight @ torch.cat(seen) + model.readout.bias
+            p = list(torch.softmax(model.output.weight @ features + model.output.bias, 0))
+            if model.copy:
+                p = [a[0] * generated for generated in p]
+                for weight, j in zip(a[1:], visible):
+                    p[memory[j][1]] = p[memory[j][1]] + weight
             rows.append(torch.stack(p))
         predictions.append(torch.stack(rows))
     return torch.stack(predictions, dim=1)
@@ -370,11 +383,13 @@ def plain_step(lstm, x, state, suffix=""):
     return torch.sigmoid(o) * torch.tanh(c), c
 
 
-@pytest.mark.parametrize("M, k, n, training", [(3, 0, 1, False), (4, 1, 3, True), (6, 2, 4, False), (100, 4, 7, True)])
+@pytest.mark.parametrize("M, near, training", [(3, 1, False), (4, 1, True), (6, 4, False), (100, 7, True)])
+@pytest.mark.parametrize("copy", [True, False])
 @pytest.mark.parametrize("name", ["attention", "self-attention"])
-def test_attention_model_is_the_one_in_plain_loops(name, M, k, n, training):
+def test_attention_model_is_the_one_in_plain_loops(name, copy, M, near, training):
     """Log-probabilities and the gradient of the loss in every parameter, the encoder's too."""
-    model = make_model(name, memory_size=M, delay=k, near=n, tie_weights=True).train(training)
+    model = make_model(name, memory_size=M, copy=copy, tie_weights=True).train(training)
+    model.near = near
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.7)  # so that attention is far from uniform
     input, target = torch.randint(11, (2, 13, 3))
@@ -387,73 +402,121 @@ def test_attention_model_is_the_one_in_plain_loops(name, M, k, n, training):
 
 
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("name", ["attention", "self-attention"])
-def test_memory_is_respected_to_the_slot(name, training):
-    """A step sees the slots t-M to t-1-k whose follower is not the token just read, and no others."""
-    for M, k, T in shapes(6, 5, 7, 3, 12):
-        model = make_model(name, memory_size=M + 1, delay=k).train(training)
-        model.memory_size_in_training = M
-        seen_at_most = M if training else M + 1
+@each_attention
+def test_memory_is_respected_to_the_position(name, training):
+    """A step sees the positions t-M to t-1, without those whose next token is the token just read if it can copy."""
+    for M, T in shapes(8, 5, 7, 12):
+        model = make_model(name, memory_size=M).train(training)
         tokens = torch.randint(4, (T, 2))  # so few that tokens are often doubled
-        _, state = model(tokens)
-        assert len(state.tokens) == len(state.memory) == min(T, seen_at_most)
-        _, weights, followers, _ = model.attend(tokens)
-        assert torch.equal(followers[:-1], tokens[1:])
+        _, weights, next_tokens, (read, carried, *_) = model.attend(tokens)
+        assert torch.equal(next_tokens[:-1], tokens[1:])
+        assert torch.equal(read, tokens[-M:]) and carried.shape == (min(M, T), 2, 6)
         for t, b in itertools.product(range(T), range(2)):
             seen = weights[t, b, 1:].nonzero()[:, 0].tolist()
-            in_view = range(max(0, t - seen_at_most), max(0, t - k))
-            assert seen == [j for j in in_view if tokens[j + 1, b] != tokens[t, b]]
+            visible = range(max(0, t - M), t)
+            assert seen == [j for j in visible if not model.copy or tokens[j + 1, b] != tokens[t, b]]
+    model = make_model(name, memory_size=1000).train(training)
+    _, weights, _, (read, *_) = model.attend(torch.arange(230)[:, None] // 229)  # zeros, and a one at the end
+    assert weights[-1, 0, 1:].nonzero()[0, 0] == (29 if training else 0)  # in training at most 200
+    assert len(read) == (200 if training else 230)
 
 
-def test_memory_grows_in_training():
-    model = make_model("attention", memory_size=1000)
-    views = []
-    for progress in (0.0, 0.05, 0.5, 1.0):
-        model.grow(progress)
-        views.append(model.memory_size_in_training)
-    assert views == [35, 35, 200, 400]
-    model.memory_size = 20
-    model.grow(0.0)
-    assert model.memory_size_in_training == 20
+@pytest.mark.parametrize("name", ["attention", "self-attention"])
+def test_a_text_cannot_be_doubled_by_copying(name):
+    """The token just read can only be generated, though it came next at many positions."""
+    model, tokens = make_model(name, memory_size=20), torch.randint(3, (20, 4))
+    features, weights, _, _ = model.attend(tokens)
+    generated = weights[..., :1].log() + model.log_softmax(features)
+    ours, again = model(tokens)[0], F.one_hot(tokens, 11).bool()
+    assert_same([ours[again]], [generated[again]])
+    others = ~again & (torch.arange(11) < 3)
+    assert (ours[others] > generated[others] + 0.1).double().mean() > 0.5
+
+
+@each_attention
+def test_an_impossible_token_has_a_finite_loss(name):
+    model = make_model(name, dtype=torch.float32)
+    nn.init.constant_(model.output.bias[3:4], -1e4)
+    loss, _ = model.loss(torch.zeros(6, 2).long(), torch.full((6, 2), 3))
+    loss.backward()
+    assert 80 < loss < 2e4 and all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+def pairs(N, B):
+    """Names and random numbers, in pairs: name number name number ..., then the same pairs in another order (4N, B)."""
+    names, order = (torch.rand(N, B).argsort(0) for _ in "ab")  # (N, B)
+    numbers = torch.randint(N, 60, (N, B))
+    names, numbers = (torch.cat((part, part.gather(0, order))) for part in (names, numbers))
+    return torch.stack((names, numbers), dim=1).flatten(0, 1)
+
+
+def mirrored(N, B):
+    """Different random tokens, and then the same tokens in reverse (2N, B)."""
+    tokens = torch.rand(2 * N, B).argsort(0)[:N]
+    return torch.cat((tokens, tokens.flip(0)))
+
+
+def learn(model, text, steps, lr, clip=math.inf):
+    """Train on a text that a function makes for each step, and leave the model in evaluation mode."""
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        tokens = text()
+        model.loss(tokens[:-1], tokens[1:])[0].backward()
+        nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+    model.eval()
 
 
 @pytest.mark.parametrize("name", ["attention", "self-attention"])
 def test_attention_copies_what_it_can_only_know_by_looking_back(name):
-    """Pairs of random names and random numbers: when a name comes again, its number can only be copied."""
-    torch.manual_seed(0)
-    model = make_model(name, vocab_size=60, size=32, dtype=torch.float32, memory_size=30, seed=1).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.03)
-
-    def text(B=12):
-        names, order = (torch.rand(6, B).argsort(0) for _ in "ab")  # (6, B)
-        numbers = torch.randint(6, 60, (6, B))
-        names, numbers = (torch.cat((part, part.gather(0, order))) for part in (names, numbers))
-        return torch.stack((names, numbers), dim=1).flatten(0, 1)  # (24, B): name number name number ...
-
-    for _ in range(30):
-        optimizer.zero_grad()
-        tokens = text()
-        model.loss(tokens[:-1], tokens[1:])[0].backward()
-        optimizer.step()
-    tokens = text(200)
-    log_probs, _ = model.eval()(tokens[:-1])
+    """When a random name comes again, its random number can only be copied."""
+    model = make_model(name, vocab_size=60, size=32, dtype=torch.float32, memory_size=30, seed=1)
+    learn(model, lambda: pairs(6, 12), steps=30, lr=0.03)
+    tokens = pairs(6, 200)
+    log_probs, _ = model(tokens[:-1])
     nats = F.nll_loss(log_probs[12::2].flatten(0, 1), tokens[13::2].flatten())
     assert nats < 2  # without looking back, at least log 54 = 4.0
+
+
+@pytest.mark.parametrize("name", ["cell", "attention", "self-attention"])
+def test_attention_alone_learns_to_look_back(name):
+    """Without copying, and where most words never occur, which pushes the features far out at the start.
+
+    It fails if the readout is followed by a tanh: after 25 steps nearly all features are then at -1 or 1, no gradient
+    goes through them, and nothing else is learned.
+    """
+    model = make_model(name, vocab_size=60, size=64, dtype=torch.float32, memory_size=30, copy=False, seed=1)
+    nn.init.normal_(model.embedding.weight)  # with small ones the first steps take longer
+    learn(model, lambda: mirrored(6, 16), steps=160, lr=0.006, clip=0.5)  # the defaults of train.py
+    tokens = mirrored(6, 200)
+    features, _ = model.features(tokens[:-1])
+    nats = F.nll_loss(model.log_softmax(features)[6:].flatten(0, 1), tokens[7:].flatten())
+    if name == "cell":
+        assert nats > 2.3  # with chance alone log 12 = 2.5: an LSTM does not learn it in this time
+    else:
+        assert nats < 0.5
+        assert (features.abs() > 0.98 * features.abs().max()).double().mean() < 0.05  # few at a bound, if there is one
 
 
 @pytest.mark.parametrize("layers", [1, 2])
 @each_kind
 def test_reading_in_pieces_is_reading_at_once(name, layers):
-    """Step by step, in windows, in uneven pieces, some shorter than the delay k: the state carries all there is."""
-    model = make_model(name, num_layers=layers, **({"delay": 3} if "attention" in name else {}))
+    """Step by step, in windows, in uneven pieces: the state carries all there is, and the gradient too."""
+    model = make_model(name, num_layers=layers)
     tokens = torch.randint(11, (23, 3))
     expected, last = model(tokens)
+    towards = torch.randn_like(expected)
+    grads = torch.autograd.grad(expected, list(model.parameters()), towards)
     for lengths in ([1] * 23, [5, 5, 5, 5, 3], [9, 1, 2, 8, 3]):
         state, outputs = None, []
         for piece in tokens.split(lengths):
             log_probs, state = model(piece, state)
             outputs.append(log_probs)
-        assert_same([torch.cat(outputs), *state], [expected, *last])
+        ours = torch.cat(outputs)
+        assert_same([ours, *state], [expected, *last])
+        assert_same(torch.autograd.grad(ours, list(model.parameters()), towards), grads)
 
 
 @each_kind
@@ -472,7 +535,7 @@ def test_no_model_sees_the_future_or_another_stream(name):
 @each_kind
 def test_one_hot_is_an_embedding(name):
     """W_ih of one-hot input is W_ih E^T of an embedding E: the same function."""
-    by_lookup, by_vector = make_model(name), make_model(name, one_hot=True)
+    by_lookup, by_vector = make_model(name), make_model(name, input="one-hot")
     weights = by_lookup.state_dict()
     E = weights.pop("embedding.weight")  # (V, E)
     for key in weights:
@@ -490,11 +553,14 @@ def test_log_probabilities_and_loss(name):
     for T, B, V in shapes(8, 4, 12, 4, 15):
         model = make_model(name, V)
         input, target = torch.randint(V, (2, T, B))
-        log_probs, _ = model(input)
+        log_probs, state = model(input)
         assert log_probs.shape == (T, B, V)
         assert_same([log_probs.exp().sum(-1)], [torch.ones(T, B, dtype=torch.float64)])
         expected = F.nll_loss(log_probs.flatten(0, 1), target.flatten())
-        assert_same([model.loss(input, target)[0]], [expected])
+        loss, after = model.loss(input, target)
+        assert_same([loss, *after], [expected, *state])
+    with pytest.raises(ValueError, match="they must be equal"):
+        model.loss(torch.zeros(4, 3).long(), torch.zeros(3, 4).long())
 
 
 @pytest.mark.parametrize("layers", [1, 2])
@@ -503,17 +569,14 @@ def test_gradcheck_of_whole_models(name, layers):
     """The gradient of the loss in every parameter against finite differences."""
     model = make_model(name, vocab_size=7, size=4, num_layers=layers, tie_weights=True)
     input, target = torch.randint(7, (2, 12, 3))
-    names, values = zip(*model.named_parameters())
-    for value in values:
-        nn.init.normal_(value)  # gradients so large that an error would show
-
-    whole = train.Loss(model)
+    parameters = tuple(model.parameters())  # gradcheck changes them in place
+    for parameter in parameters:
+        nn.init.normal_(parameter)  # gradients so large that an error would show
 
     def loss(*parameters):
-        weights = {f"model.{name}": value for name, value in zip(names, parameters)}
-        return torch.func.functional_call(whole, weights, (input, target, None), tie_weights=True)[0]
+        return model.loss(input, target)[0]
 
-    assert torch.autograd.gradcheck(loss, values, fast_mode=True, atol=1e-7, rtol=1e-4)
+    assert torch.autograd.gradcheck(loss, parameters, fast_mode=True, atol=1e-7, rtol=1e-4)
 
 
 @each_kind
@@ -532,47 +595,68 @@ def test_bfloat16_products_leave_the_loss_in_float32(name):
     assert abs(loss - model.loss(input, target)[0]) < 1e-3
 
 
-def test_first_weights_are_small():
-    for name in OURS:
-        for tie in (False, True):
-            model = make_model(name, 500, 20, tie_weights=tie)
-            for weight in (model.embedding.weight.detach(), model.output.weight.detach()):
-                assert 0.099 < weight.abs().max() < 0.1001  # uniform between them
-                assert weight.std().item() == pytest.approx(0.1 / 3**0.5, rel=0.02)
-            assert not model.output.bias.any()
+@pytest.mark.parametrize("name", OURS)
+def test_first_weights(name):
+    for tie in (False, True):
+        model = make_model(name, 500, 20, tie_weights=tie)
+        for weight in (model.embedding.weight.detach(), model.output.weight.detach()):
+            assert 0.099 < weight.abs().max() < 0.1001  # uniform between them
+            assert weight.std().item() == pytest.approx(0.1 / 3**0.5, rel=0.02)
+        assert not model.output.bias.any()
+    if name in ATTENTION:
+        _, weights, _, _ = model.attend(torch.arange(9)[:, None])
+        assert_same([weights[6, 0, 1:6] * 7.4], [weights[6, 0, :1].expand(5)], rtol=0.2, atol=0.0)
 
 
 @each_kind
 def test_layers_and_sizes_are_used(name):
-    counts = [sum(p.numel() for p in make_model(name, num_layers=L).parameters()) for L in (1, 2)]
-    assert counts[0] < counts[1]
-    for tie in ("--tie-weights", "--no-tie-weights"):
-        args = train.parse_arguments([*flags_of(name), "--hidden-size", "6", "--embedding-size", "4", tie])
-        model = sample.MODELS[args.model](11, vars(args))
+    assert len(list(make_model(name).parameters())) < len(list(make_model(name, num_layers=2).parameters()))
+    for tie in (True, False):
+        model = make_model(name, embedding_size=4, tie_weights=tie)
         assert model(torch.randint(11, (5, 2)))[0].shape == (5, 2, 11)
-        assert model.output.weight.shape == (11, 4 if tie == "--tie-weights" else 6)
-        assert (model.output.weight is model.embedding.weight) == (tie == "--tie-weights")
+        assert model.output.weight.shape == (11, 4 if tie else 6)
+        assert (model.output.weight is model.embedding.weight) == tie
+
+
+def test_hidden_sizes_give_equally_many_parameters():
+    counts = []
+    for name, size in [("lstm", 256), ("cell", 256), ("attention", 190), ("self-attention", 240)]:
+        settings = settings_of("--model", name)
+        assert settings["hidden_size"] == settings["embedding_size"] == size
+        model = attention_lm.MODELS[name](4820, settings)
+        counts.append(sum(parameter.numel() for parameter in model.parameters()))
+    assert max(counts) < 1.02 * min(counts)
+    assert settings_of("--model", "attention", "--hidden-size", "7")["embedding_size"] == 7
+    assert settings_of()["tie_weights"] and not settings_of("--input", "one-hot")["tie_weights"]
+
+
+def test_what_no_model_can_be_is_refused():
+    assert isinstance(make_model("lstm").core, nn.LSTM) and isinstance(make_model("cell").core, LSTM)
+    with pytest.raises(ValueError, match="core is 'Cell'"):
+        LSTMLM(11, 6, 6, core="Cell")
+    for kind in (LSTMLM, AttentionLM):
+        for options in ({"dropout": 1.0}, {"dropout": -0.1}, {"tie_weights": True, "one_hot": True}):
+            with pytest.raises(ValueError, match="dropout|tied weights"):
+                kind(11, 6, 6, **options)
 
 
 @each_kind
 def test_dropout_is_off_in_evaluation_and_on_in_training(name):
-    """Each kind alone changes what a model computes, and one layer's locked dropout is the same at all steps."""
-    tokens, has_all = torch.randint(11, (8, 2)), name in OURS and name != "lstm"
-    others = [{"dropout": 0.5, "locked_dropout": True}, {"weight_dropout": 0.5}] * has_all
-    for options in [{"dropout": 0.5}, *others]:
-        model = make_model(name, num_layers=2, **options).train()
-        assert not torch.equal(model(tokens)[0], model(tokens)[0])
-        assert torch.equal(model.eval()(tokens)[0], model(tokens)[0])
-    # It is also before the output layer.
-    model, r = make_model(name, dropout=0.5).train(), torch.randn(8, 2, 6, dtype=torch.float64)
+    tokens = torch.randint(11, (8, 2))
+    model = make_model(name, num_layers=2, dropout=0.5).train()
+    assert not torch.equal(model(tokens)[0], model(tokens)[0])
+    assert torch.equal(model.eval()(tokens)[0], model(tokens)[0])
+    # It is behind the embedding, before the output layer, and between layers.
+    r = torch.randn(8, 2, 6, dtype=torch.float64)
     torch.manual_seed(1)
-    log_probs = model.log_softmax(r)
+    ours = [model.train().embed(tokens), model.log_softmax(r)]
     torch.manual_seed(1)
-    assert_same([log_probs], [F.log_softmax(model.output(lstm_cell.dropout(r, 0.5)), dim=-1)])
-    if has_all:
-        model = make_model(name, dropout=0.5, locked_dropout=True).train()
-        zero = model.embed(tokens.new_zeros(8, 2)) == 0  # one token at all steps
-        assert zero.any() and torch.equal(zero, zero[:1].expand_as(zero))
+    x, r = F.dropout(model.embedding(tokens), 0.5), F.dropout(r, 0.5)
+    assert_same(ours, [x, F.log_softmax(model.output(r), dim=-1)])
+    for layers in (1, 2):
+        model = make_model(name, num_layers=layers, dropout=0.5).train()
+        model.embed = model.embedding  # without dropout
+        assert torch.equal(model.features(tokens)[0], model.features(tokens)[0]) == (layers == 1)
 
 
 # --- data.py -------------------------------------------------------------------------------
@@ -591,36 +675,29 @@ def test_normalisation():
     ]
     assert list(data.normalise("Zombie.g. b")) == ["zombie", ".", "g", ".", "<eos>", "b", "<eos>"]
     assert list(data.normalise("A b.\n\nC")) == ["a", "b", ".", "<eos>", "c", "<eos>"]
-    assert list(data.normalise("一。二！ 三")) == ["一", "。", "<eos>", "二", "！", "<eos>", "三", "<eos>"]
     assert list(data.words_of_lines("a N <unk>\nB c\n")) == ["a", "N", "<unk>", "<eos>", "B", "c", "<eos>"]
     assert list(data.TOKENISERS["char"].cut("Ab\n")) == ["A", "b", "\n"]
 
 
-def test_a_line_of_any_length_is_cut_after_a_word():
-    words = ["word", "longer"] * 150_000  # 1.8 million characters
-    for cut in (data.normalise, data.words_of_lines):
-        assert [token for token in cut(" ".join(words)) if token != "<eos>"] == words
-    text = " ".join(words) + "\n\n\n"
-    assert "".join(data.lines_of(text)) == text
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_words_of_many_languages_are_whole(form):
+    words = "été l'été l'università м'ята हिन्दी क्‍ष ภาษาไทย العَرَبِيَّةُ می‌خواهم שָׁלוֹם ǰab don't".split()
+    words = [unicodedata.normalize("NFC", word) for word in words]
+    text = unicodedata.normalize(form, " ".join(words).replace("'", "’"))
+    assert list(data.normalise(text)) == [*words, "<eos>"]
+    assert list(data.normalise("3ครั้ง ❤️ a_x'y_ a'1")) == ["N", "❤", "\ufe0f", "a_x'y", "_", "a", "'", "N", "<eos>"]
 
 
 def test_text_reads_as_text_again():
     text = "the file (see os.path) can't be \"read-only\", or 'empty'.\nis it?\nyes: [a, b]\n"
     for call in (text, "os.getenv(x), or read_text(path)\n", ">>> f(x)\n"):
         assert "".join(data.detokenise(data.normalise(call))) == call
+    assert "".join(data.detokenise(data.normalise("See e.g. this, i.e. that"))) == "see e.g. this, i.e. that\n"
     endless = data.detokenise(itertools.cycle(["a", "."]))
     assert [next(endless) for _ in range(3)] == ["a", ".", "a"]  # a piece for each token, as it comes
-
-
-def test_a_prompt_is_cut_as_the_corpus_was():
-    words = Vocabulary(["the", "<unk>", "N", "<eos>", "n", "."], "word")  # it may contain the tokens of the corpus
-    assert sample.prompt_tokens("The <unk> N. N n", words) == (["the", "<unk>", "N", ".", "<eos>", "N", "n"], [])
-    assert list(data.normalise("N")) == ["n", "<eos>"]  # but in a corpus it is a letter
-    assert sample.prompt_tokens("The THE. 42", words) == (["the", "the", ".", "<eos>", "N"], [])
-    lines = Vocabulary(["the", "<unk>", "N", "<eos>", "end", "."], "lines")
-    assert sample.prompt_tokens("The N end", lines) == (["the", "N", "end"], [])
-    assert sample.prompt_tokens("The zebra a zebra", lines) == (["the", "zebra", "a", "zebra"], ["zebra", "a"])
-    assert sample.prompt_tokens("The", Vocabulary(["T", "h", "<unk>", "\n"], "char")) == (["T", "h", "e"], ["e"])
+    begun = time.process_time()
+    assert len(list(data.detokenise(["f", "("] * 20_000))) == 40_000
+    assert time.process_time() - begun < 3  # looking at the whole line for each "(" took 14 seconds
 
 
 def test_vocabulary():
@@ -631,6 +708,41 @@ def test_vocabulary():
     assert Vocabulary.build(counts, "word", max_size=3).index2word == ["<unk>", "b", "<eos>"]
     assert Vocabulary.build({"b": 2, "a": 3, "c": 0}, "word").index2word == ["a", "b", "<eos>", "<unk>"]
     assert "\n" in Vocabulary.build({"a": 1}, "char").word2index  # what the first token is predicted from
+    again = Vocabulary(**vocabulary.plain())
+    assert (again.index2word, again.start, again.unknown, len(again)) == (vocabulary.index2word, 1, 3, 4)
+
+
+def merge(tokens, pair):
+    """Join each occurrence of a pair of tokens."""
+    merged = []
+    for token in tokens:
+        joins = merged and (merged[-1], token) == pair
+        merged.append(merged.pop() + token if joins else token)
+    return merged
+
+
+def learn_merges(text):
+    """A byte-pair encoding: the 50 most frequent pairs of tokens, each found after those before it were joined."""
+    tokens, pairs = list(text), []
+    for _ in range(50):
+        pairs.append(collections.Counter(itertools.pairwise(tokens)).most_common(1)[0][0])
+        tokens = merge(tokens, pairs[-1])
+    return pairs
+
+
+def test_a_tokeniser_may_learn_from_the_training_text(monkeypatch):
+    pairs = data.Tokeniser(lambda text, learned: functools.reduce(merge, learned, text), iter, "\n", learn=learn_merges)
+    monkeypatch.setitem(data.TOKENISERS, "pairs", pairs)
+    text, file = make_text(), io.BytesIO()
+    parts, corpus = data.split_text(text, "pairs"), data.corpus_of([text], "pairs")
+    torch.save(corpus.vocabulary.plain(), file)
+    vocabulary = Vocabulary(**torch.load(io.BytesIO(file.getvalue()), weights_only=True))
+    assert vocabulary.learned == learn_merges(parts[0]) != learn_merges(text)
+    assert "".join(vocabulary.join(vocabulary.decode(corpus.train))) == parts[0]
+    for part, tokens in zip(parts, corpus[1:]):
+        cut = vocabulary.cut(part)
+        assert "".join(cut) == part and len(cut) < len(part) / 3
+        assert torch.equal(vocabulary.encode(cut), tokens.long())
 
 
 def test_splits_are_contiguous_and_cut_no_document():
@@ -645,17 +757,52 @@ def test_splits_are_contiguous_and_cut_no_document():
             assert fraction * len(text) - 40 < len(part) <= fraction * len(text)
 
 
-@pytest.mark.parametrize("gap", ["\n\n", "\n", "\r", "\r\n", "\t", " ", "\u00a0", "\u3000", "。", "！"])
+@pytest.mark.parametrize("gap", ["\n\n\n", "\n\n", "\n", "\r", "\r\n", " "])
 def test_a_text_with_any_separator_can_be_split(gap, tmp_path):
     (tmp_path / "text.txt").write_bytes(gap.join(["word"] * 1000).encode())
     text = data.read_text(tmp_path / "text.txt")
-    parts = data.split_text(text)
-    assert "".join(parts) == text and all(part.startswith("word") for part in parts)
-    assert set(data.normalise(text)) <= {"word", "<eos>", "。", "！"}
+    for split in ((0.01, 0.5), None):
+        parts = data.split_text(text, "word", split)
+        assert "".join(parts) == text and all(part.startswith("word") for part in parts)
+    assert set(data.normalise(text)) == {"word", "<eos>"}
     assert len(data.prepare(parts).train) >= 800
     for raw in (b"\xef\xbb\xbfone\r\ntwo\r\n", b"one\rtwo\r", b"one\ntwo\n"):
         (tmp_path / "text.txt").write_bytes(raw)  # line ends and a byte order mark are no part of a text
         assert data.read_text(tmp_path / "text.txt") == "one\ntwo\n"
+
+
+NO_TEXT = [
+    ("’x".encode("cp1252"), r"not UTF-8 \(byte 0 is 0x92\): save it as UTF-8"),
+    (b"\xef\xbb\xbfabc\xe9", r"not UTF-8 \(byte 6 is 0xe9\): save it as UTF-8"),
+    ("text".encode("utf-16"), "looks like UTF-16: save it as UTF-8"),
+    ("text".encode("utf-16-le"), r"binary \(character 1 is zero\): save it as UTF-8"),
+    (gzip.compress(b"text"), "looks like gzip"),
+    (b" \n", "is empty"),
+]
+
+
+@pytest.mark.parametrize("raw, found", NO_TEXT, ids=[found for _, found in NO_TEXT])
+def test_what_is_no_text_is_told(raw, found, tmp_path):
+    (tmp_path / "file").write_bytes(raw)
+    with pytest.raises(InputError, match=found):
+        data.read_text(tmp_path / "file")
+
+
+def test_a_text_that_does_not_suit_is_told():
+    dna = ["ACGT" * 1000]
+    for strings, message in [(make_text(), "give a list of strings"), (["Too short."], "too short.*give more text")]:
+        with pytest.raises(InputError, match=message):
+            data.corpus_of(strings)
+    with pytest.raises(InputError, match="no words between spaces.*--level char"):
+        data.corpus_of(dna)
+    assert data.sizes(data.corpus_of(dna, "char")) == (
+        "3,200 train, 400 valid, 400 test tokens, 6 different, 0.0% of the valid ones <unk>"
+    )
+    for rare in (19, 21):  # of 100 tokens
+        texts = ["a " * 999, "a " * (99 - rare) + "z " * rare, ""]
+        first, *advice = data.sizes(data.prepare(texts)).split("\n")
+        assert first == f"1,000 train, 100 valid, 0 test tokens, 3 different, {rare}.0% of the valid ones <unk>"
+        assert [line.split(": ")[1] for line in advice] == ["try --level char or --min-count 1"] * (rare > 20)
 
 
 def test_split_fractions(tmp_path):
@@ -665,15 +812,15 @@ def test_split_fractions(tmp_path):
     assert data.split_text(text, "char", (0.9, 0.1)) == [text[:end], text[end:], ""]
     assert [len(part) for part in data.split_text("x" * 1000, "char")] == [800, 100, 100]
     assert [len(part) for part in data.split_text("x" * 1000, "char", (0.7, 0.2))] == [700, 200, 100]
-    corpus = data.load_corpus(tmp_path / "text.txt", "char", fractions=(0.9, 0.1))
+    corpus = data.load_corpus(tmp_path / "text.txt", "char", split=(0.9, 0.1))
     assert [len(corpus.train), len(corpus.valid), len(corpus.test)] == [end, len(text) - end, 0]
-    assert len(data.load_corpus(tmp_path / "text.txt", fractions=(0.9, 0.1)).test) == 0
+    assert len(data.load_corpus(tmp_path / "text.txt", split=(0.9, 0.1)).test) == 0
     with pytest.raises(InputError, match="sum to more than 1"):
-        data.load_corpus(tmp_path / "text.txt", fractions=(0.9, 0.2))
+        data.load_corpus(tmp_path / "text.txt", split=(0.9, 0.2))
     for split in data.SPLITS:
         (tmp_path / f"{split}.txt").write_text(text)
     with pytest.raises(InputError, match="leave --split out"):
-        data.load_corpus(tmp_path, fractions=(0.9, 0.1))
+        data.load_corpus(tmp_path, split=(0.9, 0.1))
 
 
 def test_pairs_and_streams_and_windows():
@@ -719,7 +866,7 @@ def test_the_built_in_corpus():
     paragraphs = [" ".join(paragraph.split()) for paragraph in text.split("\n\n") if paragraph.strip()]
     assert len(paragraphs) > 10_000
     assert len(set(paragraphs)) == len(paragraphs)  # nothing occurs twice, so the splits share no paragraph
-    again = data.normalise_again("".join(data.detokenise(tokens)))
+    again = data.normalise(re.sub(r"\bN\b", "0", "".join(data.detokenise(tokens))))  # N is a number in these tokens
     given, found = (collections.Counter(" ".join(part).split("<eos>")) for part in (tokens, again))
     assert (given & found).total() >= 0.7 * given.total()  # most sentences that are written are read as they were
 
@@ -740,6 +887,7 @@ def test_the_built_in_corpus_is_shuffled_and_always_the_same(monkeypatch, tmp_pa
 
 
 def test_vocabulary_and_splits_come_from_the_right_text(tmp_path):
+    (tmp_path / "train").mkdir()  # a folder is no file of the corpus
     for split, word in zip(data.SPLITS, ("apple", "banana", "cherry")):
         (tmp_path / f"my.{split}.txt").write_text(f"The {word} is here.\n" * 20)
     corpus = data.load_corpus(str(tmp_path))
@@ -752,54 +900,62 @@ def test_vocabulary_and_splits_come_from_the_right_text(tmp_path):
     assert corpus.vocabulary.decode(corpus.test[:6]) == ["Mr.", "<unk>", "has", "N", "x", "<eos>"]
 
 
-def serve(monkeypatch, files):
-    """Let `urlopen` answer from a dict {end of the address: bytes}."""
-
-    def urlopen(address, timeout):
-        for end, content in files.items():
-            if address.endswith(end):
-                return io.BytesIO(content)
-        raise urllib.error.URLError("no network")
-
-    monkeypatch.setattr(data.urllib.request, "urlopen", urlopen)
-
-
 def test_download_is_checked_cached_and_atomic(monkeypatch, tmp_path):
-    monkeypatch.setattr(data, "CACHE", tmp_path)
-    text = make_text().encode()
-    monkeypatch.setitem(data.DOWNLOADS, "shakespeare", ("http://x/", {"input.txt": hashlib.sha256(text).hexdigest()}))
-    serve(monkeypatch, {})
-    with pytest.raises(InputError, match=r"no network.*save it as .*input\.txt"):
-        data.load_corpus("shakespeare")
-    serve(monkeypatch, {"input.txt": text + b"!"})
-    with pytest.raises(InputError, match="x/input.txt is not the published file.*save it as"):
-        data.load_corpus("shakespeare")
-    assert not list(tmp_path.rglob("*.txt*"))
-    serve(monkeypatch, {"input.txt": text})
+    monkeypatch.setattr(data, "CACHE", tmp_path / "cache")
+    text, file = make_text().encode(), tmp_path / "input.txt"
+    sha256 = {"input.txt": hashlib.sha256(text).hexdigest()}
+    monkeypatch.setitem(data.DOWNLOADS, "shakespeare", (f"{tmp_path.as_uri()}/", sha256))
+    for wrong in (None, text + b"!"):
+        if wrong:
+            file.write_bytes(wrong)
+        with pytest.raises(InputError, match=r"no download \(.*: save file:.*/input.txt .* as .*cache.*input.txt"):
+            data.load_corpus("shakespeare")
+        assert not list((tmp_path / "cache").rglob("*.*"))
+    file.write_bytes(text)
     corpus = data.load_corpus("shakespeare")
-    serve(monkeypatch, {})
+    file.unlink()
     assert torch.equal(data.load_corpus("shakespeare").train, corpus.train)  # from the cache, offline
-    [path] = tmp_path.rglob("*.txt")
-    path.write_text("damaged")
-    with pytest.raises(InputError, match="delete it"):
-        data.load_corpus("shakespeare")
 
 
-def full(*_):
-    raise OSError(errno.ENOSPC, "No space left on device")
+ENDS = [  # (error, exit code, what is on stderr)
+    (InputError("give less"), 2, "error: give less\n"),
+    (FileNotFoundError(errno.ENOENT, "No such file", "my file"), 2, "error: my file: No such file\n"),
+    (OSError("the disk is gone"), 2, "error: the disk is gone\n"),
+    (KeyboardInterrupt(), 130, ""),
+]
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
-    path, other = tmp_path / "folder" / "file", tmp_path / "other"
-    data.write_atomically(path, b"earlier")
-    os.link(path, other)  # a second name of the same file, which would show a write in place
-    data.write_atomically(path, b"new")
-    assert (path.read_bytes(), other.read_bytes()) == (b"new", b"earlier")
-    for broken in ("fsync", "replace"):
-        with monkeypatch.context() as patch, pytest.raises(InputError, match="file cannot be written: No space"):
-            patch.setattr(data.os, broken, full)
-            data.write_atomically(path, b"newer")
-    assert path.read_bytes() == b"new" and list(path.parent.iterdir()) == [path]
+@pytest.mark.parametrize("error, code, shown", ENDS, ids=[type(error).__name__ for error, *_ in ENDS])
+def test_an_error_ends_a_script_with_one_line(error, code, shown, capsys):
+    with pytest.raises(SystemExit) as left:
+        data.run_script(unittest.mock.Mock(side_effect=error))
+    assert (left.value.code, capsys.readouterr().err) == (code, shown)
+    with pytest.raises(ZeroDivisionError):  # a fault of the program has its traceback
+        data.run_script(lambda: 1 / 0)
+
+
+def test_a_script_whose_output_is_not_read_or_cannot_be_shown():
+    code = "import data; data.run_script(lambda: [print('caf\\u00e9 \\u4e00', flush=k == 0) for k in range(10**5)])"
+    environment, pipe = {**os.environ, "PYTHONIOENCODING": "latin1"}, subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code], cwd=HERE, env=environment, stdout=pipe, stderr=pipe) as process:
+        assert process.stdout.readline().rstrip() == "café ?".encode("latin1")
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == (b"", 141)
+
+
+def test_the_settings_of_a_corpus_are_its_flags(monkeypatch):
+    parser, expected = data.Parser(""), inspect.signature(data.load_corpus).parameters
+    data.add_corpus_flags(parser)
+    settings = data.corpus_settings({"data": "python-docs", "lr": 1.0, **vars(parser.parse_args([]))})
+    assert settings == {name: parameter.default for name, parameter in expected.items()}
+    wrongs = [("--min-count 0", "at least 1"), ("--min-count x", "invalid int"), ("--split nan 0", "at least 0")]
+    for wrong, message in wrongs:
+        with pytest.raises(InputError, match=f"{message}.*--help"):
+            parser.parse_args(wrong.split())
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    assert vars(parser.parse_args([]))
+    with pytest.raises(InputError, match=r"pass a list of flags, for example main\("):
+        parser.parse_args()
 
 
 # --- sample.py -----------------------------------------------------------------------------
@@ -822,17 +978,17 @@ def test_temperature_acts_on_what_is_generated(name):
     model.output.register_forward_hook(lambda module, inputs, output: logits.append(output))
     plain = model(tokens)[0].exp()
     share = torch.ones(12, 2, 1, dtype=torch.float64)
-    if "attention" in name:
+    if getattr(model, "copy", False):
         share = model.attend(tokens)[1][..., :1]
     copied = plain - share * torch.softmax(logits[0], -1)
     for temperature in (0.3, 0.9, 2.0):
         p = model(tokens, None, temperature)[0].exp()
         assert_same([p], [share * torch.softmax(logits[0] / temperature, -1) + copied])
-    for temperature in (1e-300, 1e-46, 1e39, 1e300):  # all that --temperature takes: no number overflows into nan
+    for temperature in (1e-300, 1e-46, 1e39, 1e300):  # no number overflows into nan
         assert model.float()(tokens, None, temperature)[0].exp().sum(-1).allclose(torch.ones(12, 2))
     prompts = torch.randint(11, (5, 3))
     greedy, coldest = (torch.stack(list(sample.generate(model, prompts, 9, temperature=t))) for t in (None, 1e-30))
-    assert "attention" in name or torch.equal(greedy, coldest)  # temperature -> 0 tends to greedy
+    assert getattr(model, "copy", False) or torch.equal(greedy, coldest)  # temperature -> 0 tends to greedy
 
 
 def test_a_draw_at_either_end_takes_no_token_of_probability_zero(monkeypatch):
@@ -880,6 +1036,20 @@ def test_generation(name):
     assert torch.equal(draw(0), draw(0)) and not torch.equal(draw(0), draw(1))
 
 
+def test_a_prompt_is_cut_as_the_corpus_was(capsys):
+    def cut(text, words):
+        return sample.prompt_tokens(text, words, "a.pt"), capsys.readouterr().err
+
+    words = Vocabulary(["the", "<unk>", "N", "<eos>", "n", "."], "word")  # it may contain the tokens of the corpus
+    assert cut("The <unk> N. N n", words) == (["the", "<unk>", "N", ".", "<eos>", "N", "n"], "")
+    assert cut("The THE. 42", words) == (["the", "the", ".", "<eos>", "N"], "")
+    lines = Vocabulary(["the", "<unk>", "N", "<eos>", "end", "."], "lines")
+    assert cut("The N end", lines) == (["the", "N", "end"], "")
+    tokens, note = cut("The zebra a zebra", lines)
+    assert tokens == ["the", "zebra", "a", "zebra"] and note == "note: a.pt does not know zebra, a; read as <unk>\n"
+    assert cut("The N", Vocabulary([*"The N", "<unk>", "\n"], "char")) == (list("The N"), "")
+
+
 def sampled(capsys, *words):
     sample.main([str(word) for word in words])
     return capsys.readouterr()
@@ -904,10 +1074,11 @@ def test_sampling_from_the_command_line(trained, capsys):
 
 def test_the_comparison_shows_checkpoints_side_by_side(trained, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
+    paths = [trained[name].path for name in MODELS[:3]]
     flags = ["--prompt", "the cat", "--prompt", "a dog", "--greedy", "--temperature", 0.5, 1, "--tokens", 20]
-    shown = sampled(capsys, *(trained[name].path for name in MODELS), *flags).out
+    shown = sampled(capsys, *paths, *flags).out
     assert shown.count("===") == 2 * 2 * 3  # two prompts, three ways to decode
-    assert all(f"{trained[name].results['test_ppl']:.2f}" in shown for name in MODELS)
+    assert all(f"{trained[name].results['test_ppl']:.2f}" in shown for name in MODELS[:3])
     assert max(map(len, shown.splitlines())) <= 120
     assert any(line.count("the cat") == 3 for line in shown.splitlines())
     rows = sample.compare([("a", "b c " * 30), ("d", "e " * 50)], 40).splitlines()
@@ -918,22 +1089,22 @@ def test_attention_can_be_looked_at(trained, capsys):
     path, text = trained["attention"].path, "the cat sees fish, 3 times. the old man likes the sea"
     shown = sampled(capsys, path, "--prompt", text, "--tokens", 0, "--show-attention").out  # nothing is generated
     model, vocabulary, _ = sample.load_checkpoint(path)
-    tokens, _ = sample.prompt_tokens(text, vocabulary)
-    N, k = len(tokens), model.delay
+    tokens = sample.prompt_tokens(text, vocabulary, path)
+    N = len(tokens)
     lines = shown[shown.index("P(word)") :].splitlines()[1 : 1 + N]
     assert [line.split()[0] for line in lines] == tokens
     rows = sample.look_back(model, vocabulary, tokens)
     start = torch.cat((torch.tensor([vocabulary.start]), vocabulary.encode(tokens)))[:, None]
     log_probs, _ = model(start[:-1])
-    for t, (word, p, copied, weights) in enumerate(rows):
-        assert word == tokens[t] and len(weights) == N and not any(weights[max(0, t - k) :])
-        assert sum(weights) == pytest.approx(copied, abs=1e-5)
+    for t, (word, p, looks, weights) in enumerate(rows):
+        assert word == tokens[t] and len(weights) == N and not any(weights[t:])
+        assert sum(weights) == pytest.approx(looks, abs=1e-5)
         assert p == pytest.approx(log_probs[t, 0, start[t + 1, 0]].exp().item(), rel=1e-4)
-        again = sum(weight for weight, follower in zip(weights, tokens) if follower == word)
+        again = sum(weight for weight, next_token in zip(weights, tokens) if next_token == word)
         assert again <= p * (1 + 1e-5)  # what is copied is a part of P(word)
     assert sample.most_seen([("", 0, 0, [0.1, 0.5, 0.0]), ("", 0, 0, [0.3, 0.1, 0.2])], 2) == [0, 1]
     with pytest.raises(InputError, match="nothing to look back at"):
-        sampled(capsys, path, "--tokens", 1, "--show-attention")
+        sampled(capsys, path, "--tokens", 0, "--show-attention")
     with pytest.raises(InputError, match="has no attention"):
         sampled(capsys, trained["cell"].path, "--show-attention")
     before = sampled(capsys, path, "--prompt", text, "--greedy").out
@@ -1019,6 +1190,9 @@ def test_training_end_to_end(trained, name, corpus):
     assert results["test_ppl"] < 12  # the text's grammar leaves about 3 choices, its words are 20
     assert f"test perplexity {results['test_ppl']:.2f}" in printed
     assert len(printed.split("test perplexity")[1].split()) > 20  # and a sample after it
+    lines = printed.splitlines()
+    writes = [lines[k + 1] for k, line in enumerate(lines) if line.startswith("epoch")]
+    assert len(writes) == 2 and all(line.startswith("    the old man") and len(line) > 70 for line in writes)
     rows = read_log(out)
     assert list(rows[0]) == "step,epoch,seconds,tokens_per_second,train_loss,valid_loss,valid_ppl".split(",")
     assert [(row["step"], row["epoch"]) for row in rows] == [("47", "1.00"), ("94", "2.00")]
@@ -1030,11 +1204,21 @@ def test_training_end_to_end(trained, name, corpus):
     assert train.perplexity(nats) == pytest.approx(results["test_ppl"], rel=1e-6)
 
 
-def test_cell_and_lstm_open_each_others_checkpoints(trained, corpus, tmp_path, capsys):
-    paths = [trained["cell"].path, trained["lstm"].path]
-    flags = [*TINY, "--locked-dropout", "--weight-dropout", "0.2", "--out", str(tmp_path)]
-    paths.append(train.main(flags, corpus)["checkpoint"])
-    for path in paths:
+def test_the_first_commands_own_defaults_run(corpus_file, tmp_path):
+    """Every other test names sizes, threads and a device; a newcomer names none."""
+    how = {"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 120}
+    clean = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    words = [sys.executable, HERE / "train.py", "--data", corpus_file, "--epochs", "1"]
+    ran = subprocess.run(words, **how, env=clean)
+    assert (ran.returncode, ran.stderr) == (0, "") and "float32 products" in ran.stdout
+    assert "\r" not in ran.stdout  # plain lines where there is no terminal
+    words = [sys.executable, HERE / "sample.py", "out/cell/checkpoint.pt", "--prompt", "-", "--tokens", "9"]
+    ran = subprocess.run(words, input="The cat", **how)
+    assert (ran.returncode, ran.stderr) == (0, "") and ran.stdout.startswith("the cat")
+
+
+def test_cell_and_lstm_open_each_others_checkpoints(trained, corpus):
+    for path in (trained["cell"].path, trained["lstm"].path):
         cell, lstm = (sample.load_checkpoint(path, model=core)[0] for core in ("cell", "lstm"))
         assert isinstance(cell.core, LSTM) and isinstance(lstm.core, nn.LSTM)
         a, b = (train.evaluate(model, corpus.test, 0) for model in (cell, lstm))
@@ -1050,8 +1234,7 @@ def test_training_is_a_plain_loop(name, corpus):
     tokens, B = corpus.train[: len(corpus.train) // 4 * 4].long(), 4
     target = tokens.view(B, -1).t()  # (N / B, B)
     input = torch.cat((torch.tensor([corpus.vocabulary.start]), tokens[:-1])).view(B, -1).t()
-    optimizer, state, start, grown = torch.optim.AdamW(model.parameters()), None, 0, []
-    run.model.grow = grown.append
+    optimizer, state, start = torch.optim.AdamW(model.parameters(), weight_decay=0.2), None, 0
     for step in range(steps):
         if start >= len(input):
             state, start = None, 0
@@ -1062,9 +1245,8 @@ def test_training_is_a_plain_loop(name, corpus):
         norms.append(nn.utils.clip_grad_norm_(model.parameters(), 0.1))
         optimizer.param_groups[0]["lr"] = 0.02 * train.schedule(step / steps)
         optimizer.step()
-        run.training_step(step / steps)
+        assert run.training_step(step / steps).item() == pytest.approx(loss.item(), rel=1e-4)
     assert step * 30 > len(input) and max(norms) > 0.15
-    assert grown == [step / steps for step in range(steps)]
     for a, b in zip(run.model.parameters(), model.parameters()):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     assert_same(run.state, state, rtol=1e-4, atol=1e-5)
@@ -1096,44 +1278,47 @@ def test_training_as_zaremba_2014(corpus):
     assert rates == [0.5] * 2 * n + [0.25] * n + [0.125] * n
 
 
-def test_what_is_reported(corpus, monkeypatch):
+def test_what_is_reported(corpus, monkeypatch, tmp_path):
     """The training loss is the mean since the last row, and all processes' tokens are counted."""
-    run, losses, now = make_run(corpus, processes=2), [], [100.0]
+    run, now = make_run(corpus, processes=2), [100.0]
     assert run.input.shape[1] == 2  # each process has half of the streams
     monkeypatch.setattr(train.time, "monotonic", lambda: now[0])
-    run.begun = run.speed_since = now[0]
-    forward, steps_done = run.forward_and_backward, []
-
-    def recording():
-        loss, state = forward()
-        losses.append(loss.item())
-        return loss, state
-
-    run.forward_and_backward = recording
-    for steps, seconds in [(5, 2), (3, 4)]:
-        losses.clear()
-        for _ in range(steps):
-            run.training_step(0.5)
+    run.begun, steps_done = now[0], []
+    assert "left" not in train.status(run, 0.0)  # there is no estimate yet
+    for steps, seconds in [(5, 2), (43, 4)]:
+        losses = [run.training_step(0.5).item() for _ in range(steps)]
         now[0] += seconds
-        expected, speed = sum(losses) / steps, 4 * 8 * steps / seconds  # all 4 streams, 8 steps each
-        assert f"loss {expected:.3f}" in train.status(run, 0.5) and f"{speed:,.0f} tokens/s" in train.status(run, 0.5)
+        tokens = 4 * 8 * steps if steps == 5 else 4 * (8 * 43 - (47 * 8 - len(run.input)))  # the last window is shorter
+        expected, speed = sum(losses) / steps, tokens / seconds
         run.progress()
-        assert f" {train.clock(now[0] - 100)} left" in train.status(run, 0.5)  # half is done
-        run.validate()
+        for part in (f"loss {expected:.3f}", f"{speed:,.0f} tokens/s"):
+            assert part in train.status(run, 0.5)
+        assert f" 0:00:{now[0] - 100:02.0f} left" in train.status(run, 0.5)  # half is done
+        train.validate(run, tmp_path)
         row = run.counters.log.splitlines()[-1].split(",")
         assert float(row[4]) == pytest.approx(expected, abs=1e-4) and float(row[3]) == pytest.approx(speed, abs=0.5)
         steps_done.append(int(row[0]))
-    assert steps_done == [5, 8]
+    assert steps_done == [5, 48]
     halves = [make_run(corpus, rank=rank, processes=2).input for rank in (0, 1)]
     assert torch.equal(torch.cat(halves, dim=1), make_run(corpus).input)
     with pytest.raises(InputError, match="--batch-size 4 cannot be divided by 3 processes"):
         make_run(corpus, processes=3)
 
 
+def test_a_passing_line_fits_the_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(train.sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "30")
+    train.show("x" * 99, passing=True)
+    train.show("y")
+    train.show("z" * 99)
+    shown = capsys.readouterr().out
+    assert shown == "x" * 29 + "\r" + "y".ljust(29) + "\n" + "z" * 99 + "\n"
+
+
 def test_the_best_model_is_kept_and_tested(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "schedule", lambda progress, *_: 1 if progress < 0.7 else 200)  # then it gets worse
-    flags, out = [*SMALL, "--valid-every", "30"], tmp_path / "whole"
-    results = train.main([*flags, "--out", str(out)], corpus)
+    flags = [*SMALL, "--weight-decay", "0", "--valid-every", "30"]
+    results, out = assert_kills_lose_nothing(flags, tmp_path, corpus, monkeypatch, seed=0)  # also after the best
     rows = read_log(out)
     assert [row["step"] for row in rows] == ["30", "60", "90", "94"]  # the last step, too
     losses = [float(row["valid_loss"]) for row in rows]
@@ -1142,9 +1327,6 @@ def test_the_best_model_is_kept_and_tested(corpus, tmp_path, monkeypatch):
     valid, test = (train.perplexity(train.evaluate(model, part, vocabulary.start)) for part in corpus[2:])
     assert valid == pytest.approx(train.perplexity(min(losses)), rel=1e-3)
     assert [results["valid_ppl"], results["test_ppl"]] == pytest.approx([valid, test], rel=1e-5)
-    resumed, deaths = run_with_kills(flags, tmp_path / "killed", corpus, monkeypatch, {300, 360, 400})
-    assert deaths == 3 and resumed["test_ppl"] == results["test_ppl"]  # also by a run that is resumed after the best
-    assert_same_runs(out, tmp_path / "killed")
 
 
 def test_training_stops_at_the_target_and_at_the_time(corpus, tmp_path, monkeypatch):
@@ -1177,65 +1359,42 @@ def test_what_is_no_number_is_never_saved(spoiled, corpus, tmp_path, monkeypatch
         monkeypatch.setattr(LSTMLM, "loss", spoiling_loss)
     else:
         monkeypatch.setattr(torch.optim.AdamW, "step", spoiling_step)
+    out = tmp_path / "run"
     with pytest.raises(InputError, match="became inf or nan by step 94: .*--lr.*checkpoint.pt holds the run before"):
-        train.main([*SMALL, "--out", str(tmp_path)], corpus)
-    checkpoint = sample.read_checkpoint(tmp_path / "checkpoint.pt")
+        train.main([*SMALL, "--out", str(out)], corpus)
+    checkpoint = sample.read_checkpoint(out / "checkpoint.pt")
     assert checkpoint["training"]["counters"]["step"] == 47
     for weights in (checkpoint["weights"], checkpoint["training"]["weights"]):
         assert all(value.isfinite().all() for value in weights.values())
 
 
-def test_the_faster_number_of_threads_is_used(corpus, tmp_path, monkeypatch, capsys):
+def test_the_fastest_number_of_threads_stays(corpus, tmp_path, monkeypatch):
     try:
-        for seconds, expected in [({1: 1.0, 4: 30.0}, 1), ({1: 1.0, 4: 0.6}, 4), ({1: 1.0, 4: 1.0}, 4)]:
-            assert train.faster_threads(lambda: seconds[torch.get_num_threads()], 4) == expected
-            assert torch.get_num_threads() == expected
-        disturbed = iter([5.0, 9.0, 1.0, 0.6, 1.0, 0.6])  # by a short moment
-        assert train.faster_threads(lambda: next(disturbed), 4) == 4
-        used, trials, now = [], [], [0.0]
+        used, now = [], [0.0]
+        seconds = {1: 3.0, 2: 2.0, 4: 1.0, 6: 30.0}  # of a step
 
         def step(run, progress):
             used.append(torch.get_num_threads())
             run.counters.step += 1
-            now[0] += 5
-
-        def trial(run):
-            trials.append(run.counters.step)
-            now[0] += 100  # which does not bring the next choice nearer
-            return {1: 1.0, 3: 30.0}[torch.get_num_threads()]
+            now[0] += seconds[used[-1]] + (90 if len(used) == 3 else 0)  # and one step is disturbed
 
         monkeypatch.setattr(train.Run, "training_step", step)
         monkeypatch.setattr(train, "evaluate", lambda *_: 1.0)
         monkeypatch.setattr(train, "test", lambda *_: None)
-        monkeypatch.setattr(train, "trial", trial)
         monkeypatch.setattr(train.time, "monotonic", lambda: now[0])
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-        for flags, expected in [([], 1), (["--threads", "2"], 2)]:
+        sizes = [*TINY[: TINY.index("--threads")], "--epochs", "1", "--bptt", "20"]
+        for flags, expected in [([], [1, 2, 4, 6] * 3 + [4] * 7), (["--threads", "2"], [2] * 19)]:
             used.clear()
-            torch.set_num_threads(3)
-            sizes = [*TINY[: TINY.index("--threads")], "--epochs", "1", "--bptt", "20"]
-            train.main([*sizes, *flags, "--out", str(tmp_path / f"{expected}")], corpus)
-            assert set(used) == {expected} and torch.get_num_threads() == 3
-            assert capsys.readouterr().out.count("1 of 3 threads") == (expected == 1)
-        assert trials == [0, 0, 13, 13]  # once a minute of training, until step 20
+            torch.set_num_threads(6)
+            train.main([*sizes, *flags, "--out", str(tmp_path / str(len(flags)))], corpus)
+            assert used == expected and torch.get_num_threads() == 6
     finally:
         torch.set_num_threads(1)
 
 
-def test_a_trial_changes_nothing(corpus):
-    once, tried = make_run(corpus), make_run(corpus)
-    for run in (once, tried):
-        torch.manual_seed(0)
-        for step in range(5):
-            if run is tried:
-                assert train.trial(run) > 0
-            run.training_step(step / 5)
-    assert vars(once.counters) == {**vars(tried.counters), "seconds": once.counters.seconds}
-    assert all(torch.equal(a, b) for a, b in zip(once.model.parameters(), tried.model.parameters()))
-
-
 def work_together(folder):
-    """Losses of steps and results of whole runs, the means over the processes, for each model.
+    """Losses of steps and results of whole runs for each model.
 
     It is called in each of several processes, and in one alone.
     """
@@ -1244,13 +1403,7 @@ def work_together(folder):
     rank, processes = train.join_processes()
     for name in MODELS:
         run = make_run(corpus, "--model", name, "--dropout", "0", rank=rank, processes=processes)
-        if processes > 1:
-            train.share(run)
-        found[name] = []
-        for step in range(6):
-            before = float(run.counters.loss_sum)
-            run.training_step(step / 6)
-            found[name].append(train.mean(float(run.counters.loss_sum) - before))
+        found[name] = [run.training_step(step / 6).item() for step in range(6)]
     flags = [*TINY, "--dropout", "0", "--out", f"{folder}/{processes}"]
     found["results"] = train.main(flags, corpus)
     return found
@@ -1258,34 +1411,41 @@ def work_together(folder):
 
 def test_two_processes_make_the_steps_of_one(tmp_path):
     out = str(tmp_path)
-    script = f"import json, test_lm; print('found', json.dumps(test_lm.work_together({out!r})))"
+    script = f"import json, sys, test_lm; print('found', json.dumps(test_lm.work_together({out!r})), file=sys.stderr)"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
     workers = [
         subprocess.Popen(
-            [sys.executable, "-c", script], cwd=HERE, env={**os.environ, **where, "RANK": rank}, stdout=subprocess.PIPE
+            [sys.executable, "-c", script],
+            cwd=HERE,
+            env={**os.environ, **where, "RANK": rank},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
         for rank in ("0", "1")
     ]
-    both = [json.loads(worker.communicate(timeout=120)[0].split(b"found ")[1]) for worker in workers]
+    outputs = [worker.communicate(timeout=120) for worker in workers]
+    both = [json.loads(error.split(b"found ")[1].splitlines()[0]) for _, error in outputs]
+    assert outputs[1][0] == b""  # the second process prints nothing
     alone = work_together(out)
     for name in MODELS:
-        assert both[0][name] == both[1][name] == pytest.approx(alone[name], abs=1e-5)
+        halves = [sum(pair) / 2 for pair in zip(both[0][name], both[1][name])]  # each has half of the streams
+        assert halves == pytest.approx(alone[name], abs=1e-5) and both[0][name] != both[1][name]
     assert both[1]["results"] is None  # the first process tests, saves and prints
     assert both[0]["results"]["test_ppl"] == pytest.approx(alone["results"]["test_ppl"], rel=1e-5)
     one, two = (sample.read_checkpoint(tmp_path / n / "checkpoint.pt")["training"]["weights"] for n in ("1", "2"))
     assert_same(list(one.values()), list(two.values()), rtol=1e-3, atol=1e-5)
-    for a, b in zip(read_log(tmp_path / "1"), read_log(tmp_path / "2")):
-        assert float(a["train_loss"]) == pytest.approx(float(b["train_loss"]), abs=2e-4)
+    assert len(read_log(tmp_path / "2")) == len(read_log(tmp_path / "1"))
 
 
 def test_without_a_test_split_training_says_so(corpus_file, tmp_path, capsys):
-    flags = ["--data", corpus_file, "--out", str(tmp_path), *TINY, "--split", "0.8", "0.2"]
-    assert train.main(flags)["test_ppl"] is None
+    out = str(tmp_path / "run")
+    assert train.main(["--data", corpus_file, "--out", out, *TINY, "--split", "0.8", "0.2"])["test_ppl"] is None
     assert "leaves no test text" in capsys.readouterr().out
-    assert train.main(["--resume", str(tmp_path)])["test_ppl"] is None
-    assert "valid\n" in sampled(capsys, tmp_path / "checkpoint.pt", "--num-samples", 2, "--tokens", 3).out
+    assert train.main(["--resume", out])["test_ppl"] is None
+    pair = [f"{out}/checkpoint.pt"] * 2
+    assert "valid\n" in sampled(capsys, *pair, "--tokens", 3).out.replace(" valid |", " valid\n")
 
 
 # --- train.py: a run and its folder --------------------------------------------------------
@@ -1308,8 +1468,8 @@ def kill_at(patch, moments, exception=Killed):
 
         return wrapped
 
-    places = (data.os, "fsync"), (data.os, "replace"), (train.Run, "training_step"), (train, "evaluate")
-    for owner, name in (*places, (train.nn.utils, "clip_grad_norm_"), (sample, "write_atomically")):
+    places = (os, "fsync"), (os, "replace"), (train.Run, "training_step"), (train, "evaluate")
+    for owner, name in (*places, (train.nn.utils, "clip_grad_norm_"), (train, "continuation")):
         patch.setattr(owner, name, dying(getattr(owner, name)))
     return events
 
@@ -1325,34 +1485,42 @@ def assert_same_runs(one, other):
 
 
 def run_with_kills(flags, folder, corpus, monkeypatch, moments):
-    """Repeat a command until the run has ended -> its results, and how often it was killed."""
+    """Repeat a command until the run has ended -> its results, how often it was killed, and the number of moments."""
     deaths = 0
     folder.mkdir()
     with monkeypatch.context() as patch:
         patch.setattr(train.time, "monotonic", itertools.count(0.0, 5.0).__next__)  # 5 s at each look: it saves often
-        kill_at(patch, moments)
+        events = kill_at(patch, moments)
         while True:
             try:
-                return train.main([*flags, "--resume", str(folder)], corpus), deaths
+                return train.main([*flags, "--resume", str(folder)], corpus), deaths, len(events)
             except Killed:
                 deaths += 1
 
 
+def assert_kills_lose_nothing(flags, tmp_path, corpus, monkeypatch, seed, trials=1):
+    """A run that is killed three times ends as one that is not -> the results, and the folder of the latter."""
+    results, _, moments = run_with_kills(flags, tmp_path / "whole", corpus, monkeypatch, ())
+    draw = random.Random(seed)
+    for trial in range(trials):
+        folder = tmp_path / f"killed {trial}"
+        kills = draw.sample(range(moments), 3)
+        resumed, deaths, _ = run_with_kills(flags, folder, corpus, monkeypatch, kills)
+        assert deaths == 3
+        assert (resumed["valid_ppl"], resumed["test_ppl"]) == (results["valid_ppl"], results["test_ppl"])
+        assert_same_runs(tmp_path / "whole", folder)
+        assert {path.name for path in folder.iterdir()} <= {"checkpoint.pt", "log.csv", "checkpoint.pt.part"}
+    return results, tmp_path / "whole"
+
+
 @each_kind
 def test_a_kill_at_any_moment_loses_nothing(name, tmp_path, monkeypatch):
+    """With dropout, which is what an undisturbed run draws."""
     corpus = data.corpus_of([make_text(30)])
     flags = [*SMALL, *flags_of(name), "--hidden-size", "8", "--valid-every", "4"]
     if name == "lstm":
         corpus, flags = data.corpus_of([make_text(8)], "char"), [*flags, "--input", "one-hot"]
-    results = train.main([*flags, "--out", str(tmp_path / "whole")], corpus)
-    draw = random.Random(name)
-    for trial in range(2):
-        folder = tmp_path / str(trial)
-        resumed, deaths = run_with_kills(flags, folder, corpus, monkeypatch, draw.sample(range(90), 3))
-        assert deaths == 3
-        assert (resumed["valid_ppl"], resumed["test_ppl"]) == (results["valid_ppl"], results["test_ppl"])
-        assert_same_runs(tmp_path / "whole", folder)
-        assert {path.name for path in folder.iterdir()} == {"checkpoint.pt", "log.csv"}
+    assert_kills_lose_nothing(flags, tmp_path, corpus, monkeypatch, seed=name, trials=2)
 
 
 def test_a_process_that_is_killed(trained, corpus_file, tmp_path):
@@ -1369,25 +1537,29 @@ def test_a_process_that_is_killed(trained, corpus_file, tmp_path):
 
 
 def test_ctrl_c_prints_one_line_and_goes_on(trained, corpus_file, tmp_path, monkeypatch, capsys):
-    flags = ["--model", "cell", "--data", corpus_file, *SMALL, "--out", str(tmp_path)]
+    out = tmp_path / "a run"
+    flags = ["--model", "cell", "--data", corpus_file, *SMALL, "--out", str(out)]
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as left:
         kill_at(patch, {30}, KeyboardInterrupt)
         data.run_script(lambda: train.main(flags))
     shown = capsys.readouterr()
     assert left.value.code == 130 and shown.err == ""
-    assert shown.out.splitlines()[-1] == f"interrupted; go on with: python train.py --resume {tmp_path}"
+    assert shown.out.splitlines()[-1] == f"interrupted; go on with: python train.py --resume '{out}'"
     assert shown.out.count("--resume") == 1 and "test perplexity" not in shown.out
-    assert read_counters(tmp_path)["step"] == 0  # in the first minute nothing more is saved
-    assert train.main(["--resume", str(tmp_path)])["test_ppl"] == trained["cell"].results["test_ppl"]
-    assert_same_runs(trained["cell"].out, tmp_path)
+    assert read_counters(out)["step"] == 0  # in the first minute nothing more is saved
+    assert train.main(["--resume", f"{out}/checkpoint.pt"])["test_ppl"] == trained["cell"].results["test_ppl"]
+    assert_same_runs(trained["cell"].out, out)
 
 
-def test_after_training_resume_only_tests(trained, corpus, tmp_path, capsys):
+def test_after_training_resume_only_tests(trained, corpus_file, tmp_path, capsys):
+    """Also with the text in another place, and with more epochs."""
     folder = shutil.copytree(trained["cell"].out, tmp_path / "run")
-    assert train.main(["--resume", str(folder)], corpus)["test_ppl"] == trained["cell"].results["test_ppl"]
+    moved = shutil.copy(corpus_file, tmp_path / "moved text.txt")
+    flags = ["--resume", str(folder), "--data", str(moved)]
+    assert train.main(flags)["test_ppl"] == trained["cell"].results["test_ppl"]
     assert "this run has ended" in capsys.readouterr().out
     assert_same_runs(trained["cell"].out, folder)
-    assert train.main(["--resume", str(folder), "--epochs", "3"], corpus)["test_ppl"] > 1
+    assert train.main([*flags, "--epochs", "3"])["test_ppl"] > 1
     assert [row["step"] for row in read_log(folder)] == ["47", "94", "141"]
 
 
@@ -1411,38 +1583,54 @@ def test_minutes_count_across_a_resume(corpus, tmp_path, monkeypatch):
         train.main([*flags, "--epochs", "3"], corpus)
 
 
-def test_which_folder_a_run_is_in(trained, corpus, tmp_path, monkeypatch):
+def test_which_folder_a_run_is_in(corpus, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    models = [["--model", "cell"], ["--seed", "2"], flags_of("self-attention")]  # the default is cell
+    models = [["--model", "cell"], ["--seed", "2"], ["--model", "self-attention"]]  # the default is cell
     runs = [train.main([*TINY, *model], corpus) for model in models]
     folders = [pathlib.Path(run["checkpoint"]).parent for run in runs]
     assert folders == [pathlib.Path("out", name) for name in ("cell", "cell-2", "self-attention")]
     assert len({run["test_ppl"] for run in runs}) == 3  # the seed matters
     before = {path: path.read_bytes() for path in pathlib.Path("out").rglob("*.*")}
+    pathlib.Path("empty").mkdir()
     for flags, message in [
-        (["--out", "out/cell"], "out/cell holds a run already.*--resume out/cell"),
-        (["--out", "x", "--resume", "out/cell"], "leave --out out"),
+        (["--out", "out/cell"], "out/cell exists.*--resume out/cell"),
+        (["--out", "empty"], "empty exists"),
+        (["--out", "x", "--resume", "out/cell"], "not allowed with"),
     ]:
         with pytest.raises(InputError, match=message):
             train.main([*TINY, *flags], corpus)
     assert before == {path: path.read_bytes() for path in pathlib.Path("out").rglob("*.*")}
 
 
-def test_resume_refuses_another_model_or_text(trained, corpus):
+def test_resume_refuses_another_model_or_text(trained, corpus, corpus_file, tmp_path):
     folder = str(trained["cell"].out)
     for flags, message in [
-        (["--hidden-size", "17"], "--hidden-size 16, not 17: leave the flag out"),
-        (["--model", "attention"], "--model cell"),
-        (["--data", "ptb"], "--data"),
-        (["--batch-size", "5"], "--batch-size 4, not 5"),
-        (["--seed", "2"], "--seed 1, not 2"),
-        (["--optimizer", "sgd"], "--optimizer adamw"),
-        (["--init", "0.2"], "--init"),
+        (["--hidden-size", "17"], "hidden_size 16, not 17: leave the flag out"),
+        (["--model", "attention"], "model cell"),
+        (["--batch-size", "5"], "batch_size 4, not 5"),
+        (["--seed", "2"], "seed 1, not 2"),
+        (["--optimizer", "sgd"], "optimizer adamw"),
+        (["--init", "0.2"], "init"),
     ]:
         with pytest.raises(InputError, match=message):
-            train.main(["--resume", folder, *flags], corpus)
-    with pytest.raises(InputError, match="its vocabulary differs"):
-        train.main(["--resume", folder], data.corpus_of([make_text().replace("cat", "cow")]))
+            train.main(["--resume", folder, *flags])
+    text = pathlib.Path(corpus_file).read_text()
+    for other in (text.replace("cat", "cow"), text + "\n\nThe cat sees fish.", text.replace("cat", "dog", 1)):
+        (tmp_path / "text.txt").write_text(other)
+        with pytest.raises(InputError, match="text.txt is not the text that .* was trained on"):
+            train.main(["--resume", folder, "--data", str(tmp_path / "text.txt")])
+
+
+def test_a_corpus_from_python(corpus, tmp_path):
+    """No flag of a corpus beside it, and no advice that reads another text."""
+    for flags in (["--data", "ptb"], ["--level", "char"], ["--min-count", "1"], ["--split", "0.5", "0.2"]):
+        with pytest.raises(InputError, match="the corpus is given: leave --data"):
+            train.main([*TINY, *flags], corpus)
+    out = str(tmp_path / "run")
+    results = train.main([*TINY, "--out", out], corpus)
+    with pytest.raises(InputError, match="corpus from Python: give its text with --data"):
+        train.main(["--resume", out])
+    assert train.main(["--resume", out], corpus) == results
 
 
 def test_checkpoints_of_other_versions_are_resumed(trained, corpus, tmp_path):
@@ -1453,24 +1641,32 @@ def test_checkpoints_of_other_versions_are_resumed(trained, corpus, tmp_path):
     checkpoint["settings"]["flag_of_old"] = 3
     del checkpoint["training"]["counters"]["loss_sum"]
     checkpoint["training"]["counters"]["counter_of_old"] = 3
+    checkpoint["training"]["state"] = None  # as after training by several processes
     sample.save_checkpoint(tmp_path / "checkpoint.pt", checkpoint)
     assert train.main(["--resume", str(tmp_path)], corpus)["test_ppl"] == trained["cell"].results["test_ppl"]
-    checkpoint["training"]["random"] = {}  # as after training on a GPU or by several processes
-    checkpoint["training"]["state"] = None
-    sample.save_checkpoint(tmp_path / "checkpoint.pt", checkpoint)
     train.main(["--resume", str(tmp_path), "--epochs", "3"], corpus)
     assert len(read_log(tmp_path)) == 3
 
 
-def test_a_full_disk_leaves_the_file_whole(trained, tmp_path, monkeypatch, capsys):
+def full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("broken", ["fsync", "replace"])
+def test_a_full_disk_leaves_the_file_whole(broken, trained, corpus_file, tmp_path, monkeypatch, capsys):
     folder = shutil.copytree(trained["cell"].out, tmp_path / "run")
-    before = {path: path.read_bytes() for path in folder.iterdir()}
-    monkeypatch.setattr(data.os, "fsync", full)
-    with pytest.raises(SystemExit) as left:
-        data.run_script(lambda: train.main(["--resume", str(folder), "--epochs", "3", "--valid-every", "1"]))
+    before = (folder / "checkpoint.pt").read_bytes()
+    other = tmp_path / "other"
+    os.link(folder / "checkpoint.pt", other)  # a second name of the same file, which would show a write in place
+    flags = ["--resume", str(folder), "--epochs", "3", "--valid-every", "1"]
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as left:
+        patch.setattr(os, broken, full)
+        data.run_script(lambda: train.main(flags))
     error = capsys.readouterr().err
     assert left.value.code == 2 and error.count("\n") == 1 and "No space left" in error
-    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    assert (folder / "checkpoint.pt").read_bytes() == before
+    train.main(flags)
+    assert other.read_bytes() == before != (folder / "checkpoint.pt").read_bytes()
 
 
 # --- What one may add --------------------------------------------------------------------------
@@ -1488,8 +1684,8 @@ class GRULM(LanguageModel):
         return h, (last,)
 
 
-def momentum(parameters, lr):
-    return torch.optim.SGD(parameters, lr=lr, momentum=0.9, nesterov=True)
+def momentum(parameters, lr, weight_decay):
+    return torch.optim.SGD(parameters, lr=lr, weight_decay=weight_decay, momentum=0.9, nesterov=True)
 
 
 def join_spaced(tokens):
@@ -1498,7 +1694,7 @@ def join_spaced(tokens):
 
 @pytest.mark.parametrize("level", ["bytes", "spaces"])
 def test_what_is_added_is_trained_resumed_and_sampled(level, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(sample.MODELS, "gru", GRULM)
+    monkeypatch.setitem(attention_lm.MODELS, "gru", GRULM)
     monkeypatch.setitem(train.OPTIMIZERS, "momentum", momentum)
     monkeypatch.setitem(data.TOKENISERS, "bytes", data.Tokeniser(lambda text: map(chr, text.encode()), iter))
     monkeypatch.setitem(data.TOKENISERS, "spaces", data.Tokeniser(str.split, join_spaced, drops_rare=True))
@@ -1507,80 +1703,50 @@ def test_what_is_added_is_trained_resumed_and_sampled(level, tmp_path, monkeypat
     if level == "bytes":  # nothing is lost
         text = "\n\n\n".join(strings)
         assert "".join(corpus.vocabulary.decode(torch.cat(corpus[1:]))) == text
-    flags = [*TINY, "--level", level, *"--epochs 2 --model gru --optimizer momentum --halve-after 1".split()]
-    results = train.main([*flags, "--out", str(tmp_path / "whole")], corpus)
-    resumed, deaths = run_with_kills(flags, tmp_path / "killed", corpus, monkeypatch, {12, 40, 60})
-    assert deaths == 3 and resumed["test_ppl"] == results["test_ppl"]
-    assert_same_runs(tmp_path / "whole", tmp_path / "killed")
+    flags = [*TINY, *"--epochs 2 --model gru --optimizer momentum --halve-after 1 --weight-decay 0".split()]
+    results, _ = assert_kills_lose_nothing(flags, tmp_path, corpus, monkeypatch, seed=level)
     capsys.readouterr()
-    shown = sampled(capsys, resumed["checkpoint"], "--prompt", "the cat", "--tokens", 9)
+    shown = sampled(capsys, results["checkpoint"], "--prompt", "the cat", "--tokens", 9)
     assert shown.out.strip().startswith("the cat") and shown.err == ""
 
 
 # --- The command line, and what is refused -------------------------------------------------
 
 
-def test_the_commands_run_without_a_warning(corpus_file, tmp_path):
-    how = {"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 120}
-    words = [sys.executable, HERE / "train.py", "--model", "lstm", "--data", corpus_file, *TINY]
-    ran = subprocess.run(words, **how)
-    assert (ran.returncode, ran.stderr) == (0, "")
-    assert "\r" not in ran.stdout  # plain lines where there is no terminal
-    words = [sys.executable, HERE / "sample.py", "out/lstm/checkpoint.pt", "--prompt", "-", "--tokens", "9"]
-    ran = subprocess.run(words, input="The cat", **how)
-    assert (ran.returncode, ran.stderr) == (0, "")
-    assert ran.stdout.startswith("the cat ")
-
-
-def test_hidden_sizes_give_equally_many_parameters():
-    counts = []
-    for name, size in zip(OURS, (256, 256, 190, 240)):
-        args = train.parse_arguments(flags_of(name))
-        assert (args.hidden_size, args.embedding_size) == (size, size)
-        model = sample.MODELS[args.model](4820, vars(args))
-        counts.append(sum(parameter.numel() for parameter in model.parameters()))
-    assert max(counts) < 1.02 * min(counts)
-    assert train.parse_arguments(["--model", "attention", "--hidden-size", "7"]).embedding_size == 7
-
-
 REFUSED = [  # (script, flags, message)
     (train, "--data nowhere.txt", "no corpus nowhere.txt"),
     (train, "--data empty.txt", "empty.txt is empty"),
-    (train, "--data binary.txt", r"binary \(character 5 is zero\)"),
-    (train, "--data latin1.txt", r"not UTF-8 \(byte 7 is 0xe9\)"),
+    (train, "--data binary.txt", "binary"),
+    (train, "--data latin1.txt", "latin1.txt.*UTF-8"),
     (train, "--data short.txt", "too short"),
-    (train, "--data folder", "0 files with 'valid'"),
+    (train, "--data folder", "folder"),
     (train, "--bptt 0", "--bptt.*at least 1"),
-    (train, "--lr much", "--lr.*not a number"),
-    (train, "--dropout 1", "--dropout.*at most"),
-    (train, f"--hidden-size 1{'0' * 30}", "--hidden-size.*at most"),
-    (train, "--layers 1000000", "--layers.*at most"),
+    (train, "--lr much", "--lr.*invalid float"),
+    (train, "--lr nan", "--lr"),
+    (train, "--dropout 1", "dropout is 1"),
     (train, "--batch-size 100000", "larger than the corpus"),
-    (train, "--model lstm --weight-dropout 0.1", "--model cell"),
-    (train, "--model lstm --locked-dropout", "--model cell"),
     (train, "--tie-weights --input one-hot", "one-hot"),
     (train, "--device cuda:7", "no device cuda:7"),
     (train, "--device meta", "no device meta"),
-    (train, "--out good.txt/run", "cannot be written"),
+    (train, "--out good.txt/run", "good.txt/run"),
     (train, "--resume nowhere", "no folder nowhere"),
     (train, "--resume good.txt", "no folder good.txt"),
     (train, "--no-such-flag", "--no-such-flag"),
     (train, "--model transformer", "transformer"),
-    (sample, "nowhere.pt", "nowhere.pt cannot be read"),
-    (sample, "folder", "cannot be read"),
+    (sample, "nowhere.pt", "nowhere.pt"),
+    (sample, "folder", "folder"),
     (sample, "truncated.pt", "truncated.pt is not a checkpoint"),
     (sample, "good.txt", "good.txt is not a checkpoint"),
     (sample, "harmful.pt", "not a checkpoint"),
     (sample, "harmful2.pt", "not a checkpoint"),
-    (sample, "compressed.pt", "not a checkpoint.*damaged"),
-    (sample, "other.pt", "settings"),
+    (sample, "other.pt", "not a checkpoint"),
     (sample, "misfit.pt", "not a checkpoint"),
+    (sample, "unknown.pt", "model mine, which has no entry"),
     (sample, "", "checkpoint"),
     (sample, "good.pt --prompt=", "prompt is empty"),
-    (sample, "good.pt --temperature 0", "--temperature.*above 0"),
+    (sample, "good.pt --temperature 0", "--temperature"),
     (sample, "good.pt --temperature nan", "--temperature"),
     (sample, "good.pt --top-k 0", "--top-k.*at least 1"),
-    (sample, "good.pt --top-p 1.5", "--top-p.*at most 1"),
     (sample, "good.pt --tokens -1", "--tokens.*at least 0"),
     (sample, "good.pt --device cuda:7", "no device"),
     (sample, "attention.pt --model cell", "attention.pt is of another"),
@@ -1606,133 +1772,42 @@ def bad_folder(tmp_path_factory, trained):
     torch.save({"weights": torch.zeros(3)}, folder / "other.pt")
     contents = sample.read_checkpoint(folder / "good.pt")
     torch.save({**contents, "settings": {**contents["settings"], "hidden_size": 17}}, folder / "misfit.pt")
-    with zipfile.ZipFile(folder / "good.pt") as archive:
-        with zipfile.ZipFile(folder / "compressed.pt", "w", zipfile.ZIP_DEFLATED) as smaller:
-            for name in archive.namelist():
-                smaller.writestr(name, archive.read(name))
+    torch.save({**contents, "settings": {**contents["settings"], "model": "mine"}}, folder / "unknown.pt")
     return folder
 
 
 @pytest.mark.parametrize("script, flags, message", REFUSED, ids=[flags for _, flags, _ in REFUSED])
-def test_bad_input_gets_one_clear_line(script, flags, message, bad_folder, monkeypatch):
+def test_bad_input_gets_one_clear_line(script, flags, message, bad_folder, monkeypatch, capsys):
     monkeypatch.chdir(bad_folder)
     words = flags.split()
     if script is train:
         default = [] if "--data" in words else ["--data", "good.txt"]
         out = [] if {"--resume", "--out"} & set(words) else ["--out", "new"]
         words = [*SMALL, *default, *out, *words]
-    with pytest.raises(InputError, match=message) as raised:
-        script.main(words)
-    assert "\n" not in str(raised.value)
+    with pytest.raises(SystemExit) as left:
+        data.run_script(lambda: script.main(words))
+    error = capsys.readouterr().err
+    assert left.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
+    assert re.search(message, error)
     assert not (bad_folder / "new").exists()  # no folder is made for a run that cannot begin
     assert not (bad_folder / "harm").exists()  # nothing in a file was run
 
 
-def outcome(opener, place):
-    """Whether something opens; if not, its error must be an InputError of one line, and must come soon."""
-    begun = time.perf_counter()
-    try:
-        opener()
-        return "opened"
-    except InputError as error:
-        assert "\n" not in str(error) and len(str(error)) < 500, place
-        return "refused"
-    finally:
-        assert time.perf_counter() - begun < 5, place
-
-
-@pytest.fixture
-def openers(corpus, tmp_path, monkeypatch):
-    """Two ways to open a folder's checkpoint: as sample.py and as train.py do."""
-    monkeypatch.setattr(train, "train", lambda run, *_: run.training_step(0.5))
-    monkeypatch.setattr(train, "test", lambda *_: None)
-    path = tmp_path / "checkpoint.pt"
-    return path, [lambda: sample.load_checkpoint(path), lambda: train.main(["--resume", str(tmp_path)], corpus)]
-
-
-def test_a_changed_bit_is_noticed(trained, openers):
+def test_a_changed_bit_is_noticed(trained, tmp_path):
     """In each of 40 places of a file: it is refused, or the weights are the same."""
-    path, opens = openers
     raw, draw, refused = trained["attention"].path.read_bytes(), random.Random(0), 0
-    expected = sample.read_checkpoint(trained["attention"].path)["weights"]
+    expected, path = sample.read_checkpoint(trained["attention"].path)["weights"], tmp_path / "checkpoint.pt"
     for _ in range(40):
         place = draw.randrange(len(raw))
         path.write_bytes(raw[:place] + bytes([raw[place] ^ 1 << draw.randrange(8)]) + raw[place + 1 :])
-        if "refused" in [outcome(opener, place) for opener in opens]:
+        try:
+            model, _, _ = sample.load_checkpoint(path)
+        except InputError as error:
+            assert "is not a checkpoint of train.py, or is damaged" in str(error)
             refused += 1
         else:
-            weights = sample.read_checkpoint(path)["weights"]
-            assert all(torch.equal(weights[key], value) for key, value in expected.items())
+            assert all(torch.equal(model.state_dict()[key], value) for key, value in expected.items())
     assert refused > 15
-
-
-def edits(contents, draw):
-    """Checkpoints that each lack something, or have something odd in its place -> yields (name of the place, dict)."""
-    deep = [1]
-    for _ in range(60):  # small in a file, but 2^60 ones when it is printed
-        deep = [deep, deep]
-    odd = [None, -1, 0, 10**30, 2.5, float("nan"), float("-inf"), "x", "a\nb", True, [], {}, (), ([],), [1, "a"]]
-    odd += [{"x": 1}, {0: {}}, torch.zeros(0), torch.ones(3, 5), torch.full((16,), torch.nan), deep, "lstm", 7]
-    odd += [torch.zeros(1).expand(10**9), ["<unk>", "<unk>"], {"x": deep}]
-    for value in odd:
-        yield "all", value
-    alike = all(isinstance(part, (torch.Tensor, dict)) for part in contents.values()) and len(contents) > 5
-    for key, value in list(contents.items())[: 2 if alike else None]:  # of many weights, two
-        drop, both = draw.random() < 0.5, isinstance(value, dict)
-        if drop or both:
-            yield f"without {key}", {name: part for name, part in contents.items() if name != key}
-        if both or not drop:
-            yield key, {**contents, key: draw.choice([*odd, deep, deep, deep])}
-        if isinstance(value, dict):
-            for place, edited in edits(value, draw):
-                if place != "all":
-                    yield f"{key}/{place}", {**contents, key: edited}
-
-
-@pytest.mark.filterwarnings("ignore:Using a non-tuple")  # of torch, about a tensor where a dict should be
-def test_edited_checkpoints_get_one_clear_line(trained, openers, capsys):
-    """An entry is replaced or left out: the file is refused, or opens as a model and goes on as a run."""
-    path, opens = openers
-    original, outcomes = sample.read_checkpoint(trained["attention"].path), collections.Counter()
-    torch.save(original, path)
-    assert [outcome(opener, "unchanged") for opener in opens] == ["opened", "opened"]
-    capsys.readouterr()
-    for place, edited in edits(original, random.Random(0)):
-        torch.save(edited, path)
-        outcomes.update(outcome(opener, place) for opener in opens)
-    assert outcomes["refused"] > outcomes["opened"] > 0
-
-
-@pytest.mark.parametrize("size", [{"hidden_size": 10**5}, {"embedding_size": 10**6}, {"layers": 10**8}])
-def test_settings_that_ask_for_too_much_memory_are_refused_at_once(size, trained, openers, monkeypatch):
-    path, opens = openers
-    contents = sample.read_checkpoint(trained["cell"].path)
-    contents["settings"].update(size, tie_weights=False)
-    torch.save(contents, path)
-    monkeypatch.setitem(sample.MODELS, "cell", lambda *_: pytest.fail("the model was built"))
-    assert [outcome(opener, size) for opener in opens] == ["refused", "refused"]
-
-
-def test_errors_leave_with_code_2_and_one_line(bad_folder, capsys):
-    for script, flags in [(sample, [str(bad_folder / "good.txt")]), (data, ["nowhere"]), (train, ["--bptt", "0"])]:
-        with pytest.raises(SystemExit) as raised:
-            data.run_script(lambda: script.main(flags))
-        shown = capsys.readouterr()
-        assert (raised.value.code, shown.out) == (2, "")
-        assert shown.err.startswith("error: ") and shown.err.count("\n") == 1
-
-
-def test_torchs_errors_that_a_user_can_correct(capsys):
-    def raise_error(text):
-        raise RuntimeError(text)
-
-    for text, advice in [("can't allocate memory: 8 bytes", "sizes"), ("could not create a primitive", "--dtype")]:
-        with pytest.raises(SystemExit):
-            data.run_script(lambda: raise_error(text))
-        shown = capsys.readouterr().err
-        assert advice in shown and shown.count("\n") == 1
-    with pytest.raises(RuntimeError, match="a fault"):
-        data.run_script(lambda: raise_error("a fault of the program"))
 
 
 @pytest.mark.parametrize("script", [data, sample, train])
@@ -1746,4 +1821,4 @@ def test_help_groups_flags_and_states_defaults(script, capsys, corpus_file):
             assert words in shown
     data.main([corpus_file])  # shows what a corpus looks like
     shown = capsys.readouterr().out
-    assert "different tokens, tokeniser word" in shown and "test:" in shown and "the cat" in shown
+    assert "18 different" in shown and "test begins\n" in shown and "the cat" in shown
