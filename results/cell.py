@@ -13,9 +13,9 @@ from results.drawing import svg
 TOP, MIDDLE, GATE, BOTTOM = 100, 205, 300, 388  # the heights of c, of the products, of the gates and of h
 GATES = [  # the place of each, its name and function, and what it is for
     (160, "f", "sigmoid", "forget gate", "how much of c to keep"),
-    (330, "i", "sigmoid", "input gate", "how much of g to write"),
-    (500, "g", "tanh", "candidate", "what to write"),
-    (670, "o", "sigmoid", "output gate", "how much to show"),
+    (340, "i", "sigmoid", "input gate", "how much of g to write"),
+    (520, "g", "tanh", "candidate", "what to write"),
+    (700, "o", "sigmoid", "output gate", "how much to show"),
 ]
 STYLE = """
 .step{fill:#f4f6f8;stroke:#d5dbe1}
@@ -67,18 +67,21 @@ def arrow(path, kind="line"):
 def draw():
     """The picture, as SVG."""
     f, i, g, o = (x for x, *_ in GATES)
-    out = 850  # where h' goes up
+    out = 855  # where h' goes up
     parts = ['<rect class="step" x="70" y="50" width="830" height="380" rx="18"/>']
     # The memory, from left to right.
     parts += [arrow(f"M30,{TOP}H{f - 14}", "memory"), arrow(f"M{f + 14},{TOP}H{i - 14}", "memory")]
-    parts += [arrow(f"M{i + 14},{TOP}H945", "memory"), words(50, TOP - 10, "state", "c"), words(922, TOP - 10, "state", "c'")]
-    parts += [words((f + i) / 2, TOP - 10, "formula", "f * c"), words(i + 22, TOP - 12, "formula", "c' = f * c + i * g", "start")]
+    parts += [arrow(f"M{i + 14},{TOP}H945", "memory")]
+    parts += [words(50, TOP - 10, "state", "c"), words(922, TOP - 10, "state", "c'")]
+    parts += [words((f + i) / 2, TOP - 12, "formula", "f * c")]
+    parts += [words(i + 22, TOP - 12, "formula", "c' = f * c + i * g", "start")]
     # What enters at the bottom, and z.
     parts += [arrow(f"M30,{BOTTOM}H100"), arrow(f"M140,465V{BOTTOM + 20}")]
     parts += [words(50, BOTTOM - 10, "state", "h"), words(124, 462, "state", "x")]
-    parts += [box("linear", 435, BOTTOM, 670, 40, "z = W_ih x + b_ih + W_hh h + b_hh")]
+    parts += [box("linear", 440, BOTTOM, 680, 40, "z = W_ih x + b_ih + W_hh h + b_hh")]
     for x, name, function, title, meaning in GATES:
-        parts += [arrow(f"M{x},{BOTTOM - 20}V{GATE + 19}"), words(x + 8, GATE + 49, "formula", f"z_{name}", "start")]
+        parts += [arrow(f"M{x},{BOTTOM - 20}V{GATE + 19}")]
+        parts += [words(x + 8, GATE + 49, "formula", f"z_{name}", "start")]
         parts += [box(function, x, GATE, 136, 38, f"{name} = {function}(z_{name})")]
         parts += [words(x + 10, GATE - 53, "name", title, "start"), words(x + 10, GATE - 38, "small", meaning, "start")]
     # The products and the sum.
@@ -89,7 +92,8 @@ def draw():
     parts += [circle(f, TOP, "*"), circle(i, TOP, "+"), circle(i, MIDDLE, "*")]
     # What is shown of the memory.
     parts += [f'<circle class="memorytip" cx="{o}" cy="{TOP}" r="4"/>', arrow(f"M{o},{TOP}V133")]
-    parts += [box("tanh", o, 150, 70, 34, "tanh"), arrow(f"M{o},167V{MIDDLE - 14}"), arrow(f"M{o},{above}V{MIDDLE + 14}")]
+    parts += [box("tanh", o, 150, 70, 34, "tanh"), arrow(f"M{o},167V{MIDDLE - 14}")]
+    parts.append(arrow(f"M{o},{above}V{MIDDLE + 14}"))
     parts += [f'<path class="bridge" d="M{out},{TOP - 12}V{TOP + 12}"/>', arrow(f"M{o + 14},{MIDDLE}H{out}V20")]
     parts += [arrow(f"M{out},{MIDDLE}V{BOTTOM}H945"), f'<circle class="tip" cx="{out}" cy="{MIDDLE}" r="3.5"/>']
     parts += [circle(o, MIDDLE, "*"), words(o + 22, MIDDLE - 10, "formula", "h' = o * tanh(c')", "start")]

@@ -17,8 +17,9 @@ from data import InputError, Parser, run_script  # before torch, see there
 from results.drawing import COLOURS, Panel, svg, svg_text
 from train import perplexity
 
-STYLE = ".valid{stroke-width:2}.train{stroke-dasharray:4 3}"
-MARKS = ([1], [1, 2, 5], [1, 1.5, 2, 3, 4, 5, 7], [k / 10 for k in range(10, 100, 2)])
+STYLE = """path{stroke-linecap:round}.valid{stroke-width:2}.train{stroke-dasharray:3 4}
+text{paint-order:stroke;stroke:#fdfdfc;stroke-width:3px}"""
+MARKS = [[1], [1, 2, 5], [1, 1.5, 2, 3, 4, 5, 7], *([k / 100 for k in range(100, 1000, step)] for step in (50, 20, 5))]
 
 
 def read_log(path):
@@ -26,11 +27,12 @@ def read_log(path):
 
     Raises InputError for another file, and OSError for one that cannot be read.
     """
-    names = ("epoch", "seconds", "train_loss", "valid_loss")
     try:
         with open(path, encoding="utf-8", newline="") as file:
-            rows = [[float(row[name]) for name in names] for row in csv.DictReader(file)]
-    except (KeyError, TypeError, ValueError, csv.Error):
+            names, *rows = csv.reader(file)
+        columns = [names.index(name) for name in ("epoch", "seconds", "train_loss", "valid_loss")]
+        rows = [[float(row[column]) for column in columns] for row in rows]
+    except (IndexError, ValueError, csv.Error):
         raise InputError(f"{path} is not a log of train.py: give the log.csv of a run") from None
     if not rows:
         raise InputError(f"{path} has no validation yet: leave it out, or wait for the first one")
@@ -38,7 +40,7 @@ def read_log(path):
 
 
 def log_ticks(low, high):
-    """At least four round numbers between two numbers above 0, if there are any -> {number: label}."""
+    """At least four round numbers between two numbers above 0, if possible -> {number: label}."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for marks in MARKS:
         ticks = [mark * 10.0**power for power in powers for mark in marks if low <= mark * 10.0**power <= high]
@@ -48,9 +50,9 @@ def log_ticks(low, high):
 
 
 def even_ticks(reach):
-    """Three to eight round numbers from 0 to a number -> {number: label}."""
-    step = 10.0 ** math.floor(math.log10(reach / 3))
-    step = max(step * factor for factor in (1, 2, 2.5, 5) if step * factor <= reach / 3)
+    """About five to ten round numbers from 0 to a number -> {number: label}."""
+    power = 10.0 ** math.floor(math.log10(reach / 5))
+    step = max(power * factor for factor in (1, 2, 5) if power * factor <= reach / 5)
     return {k * step: f"{k * step:g}" for k in range(int(reach / step + 1e-9) + 1)}
 
 
@@ -61,8 +63,8 @@ def draw(runs):
     most = max(rows[-1][1] for _, rows in runs)
     unit, length = ("minutes", 60) if most > 300 else ("seconds", 1)
     names_width = 20 + 7 * max(len(name) for name, _ in runs)  # beside each panel
-    parts = [svg_text(60, 24, "Perplexity by epochs and by time. Solid: on the validation text. Dashed: in training.")]
-    left = 60
+    lines = "Solid: validation. Dashed: training, the mean since the validation before."
+    parts, left = [svg_text(60, 24, f"Perplexity by epochs and by time. {lines}")], 60
     for column, title, scale in ((0, "epochs", 1), (1, unit, length)):
         reach = max(max(row[column] for _, rows in runs for row in rows) / scale, 1e-9)
         panel = Panel(left, left + 300, 44, 364, reach, low, high)

@@ -33,7 +33,7 @@ def svg_rect(kind, x, y, width, height, opacity=1.0, hover=None):
 
 
 class Panel(typing.NamedTuple):
-    """A place for curves. The x axis goes from 0 to `reach`, the y axis is logarithmic and goes from `low` to `high`."""
+    """A place for curves. The x axis goes from 0 to `reach`, and the logarithmic y axis from `low` to `high`."""
 
     left: float
     right: float
@@ -46,7 +46,7 @@ class Panel(typing.NamedTuple):
     def place(self, x, y):
         """The point of these values."""
         height = math.log(y / self.low) / math.log(self.high / self.low)
-        return self.left + (self.right - self.left) * x / self.reach, self.bottom - (self.bottom - self.top) * height
+        return self.left + (self.right - self.left) * x / self.reach, self.bottom + (self.top - self.bottom) * height
 
     def grid(self, x_ticks, y_ticks, x_title):
         """The axes.  x_ticks, y_ticks: {value: label}."""
@@ -64,4 +64,4 @@ class Panel(typing.NamedTuple):
     def curve(self, points, colour, kind="curve"):
         """A line through points (x, y).  kind: a class in the style."""
         line = "L".join("{:.1f},{:.1f}".format(*self.place(x, y)) for x, y in points)
-        return f'<path class="{kind}" fill="none" stroke="{colour}" d="M{line}"/>'
+        return f'<path class="{kind}" fill="none" stroke="{colour}" d="M{line}h0"/>'  # h0: also one point is seen

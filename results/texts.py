@@ -100,7 +100,7 @@ def main(argv=None):
         texts = torch.cat((real[: args.given], torch.stack(list(steps))))  # (given + tokens, texts)
         settings = checkpoint["settings"]
         name = settings["model"] + " --no-copy" * (not settings["copy"])
-        decoding = ", ".join(f"{option} {value:g}" for option, value in how.items()) or "greedy"
+        decoding = ", ".join(f"{option} {value:g}" for option, value in how.items()).replace("_", "-") or "greedy"
         decoding += f", seed {seed}" * (args.seeds > 1)
         show(name, decoding, measure(texts.t().tolist(), args.given, known, ngram))
 

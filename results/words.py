@@ -34,7 +34,7 @@ def open_together(paths):
     for path, (_, vocabulary, checkpoint) in zip(paths, loaded):
         same_text = [tuple(sums) for sums in checkpoint["training"]["text"]] == text_sums(corpus)
         if vocabulary.plain() != corpus.vocabulary.plain() or not same_text:
-            raise InputError(f"{path} is not of the corpus {settings['data']} as it is now: give checkpoints of one corpus")
+            raise InputError(f"{path} is not of the corpus {settings['data']} as it is: give checkpoints of one corpus")
     return loaded, corpus
 
 
