@@ -36,8 +36,8 @@ STYLE = """
 
 
 def words(x, y, kind, text, anchor="middle"):
-    """A text of a class in `STYLE`. A letter or two after an underscore are lowered."""
-    text = re.sub(r"_([a-z]+)", r'<tspan dy="4" font-size="75%">\1</tspan><tspan dy="-4">&#8203;</tspan>', text)
+    """A text of a class in `STYLE`. Letters and digits after an underscore are lowered."""
+    text = re.sub(r"_([a-z0-9]+)", r'<tspan dy="4" font-size="75%">\1</tspan><tspan dy="-4">&#8203;</tspan>', text)
     return f'<text class="{kind}" x="{x}" y="{y}" text-anchor="{anchor}">{text}</text>'
 
 
@@ -48,8 +48,9 @@ def box(kind, x, y, width, height, text):
 
 
 def circle(x, y, sign):
-    """An operation that acts element by element."""
-    return f'<circle class="circle" cx="{x}" cy="{y}" r="14"/>' + words(x, y + (9 if sign == "*" else 6), "sign", sign)
+    """A product or a sum."""
+    base = y + {"+": 6, "*": 9, ".": 2}[sign]  # where the sign has its line, so that it is in the middle
+    return f'<circle class="circle" cx="{x}" cy="{y}" r="14"/>' + words(x, base, "sign", sign)
 
 
 def arrow(path, kind="line"):

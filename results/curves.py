@@ -14,7 +14,7 @@ import pathlib
 
 from data import InputError, Parser, run_script  # before torch, see there
 
-from results.drawing import COLOURS, Panel, svg, svg_text
+from results.drawing import COLOURS, Panel, names, svg, svg_text
 from train import perplexity
 
 STYLE = """path{stroke-linecap:round}.valid{stroke-width:2}.train{stroke-dasharray:3 4}
@@ -29,8 +29,8 @@ def read_log(path):
     """
     try:
         with open(path, encoding="utf-8", newline="") as file:
-            names, *rows = csv.reader(file)
-        columns = [names.index(name) for name in ("epoch", "seconds", "train_loss", "valid_loss")]
+            header, *rows = csv.reader(file)
+        columns = [header.index(name) for name in ("epoch", "seconds", "train_loss", "valid_loss")]
         rows = [[float(row[column]) for column in columns] for row in rows]
     except (IndexError, ValueError, csv.Error):
         raise InputError(f"{path} is not a log of train.py: give the log.csv of a run") from None
@@ -75,10 +75,7 @@ def draw(runs):
                 points = [(row[column] / scale, row[which]) for row in rows if math.isfinite(row[which])]
                 parts += [panel.curve(points, colour, kind)] * bool(points)
             ends += [(*panel.place(*points[-1]), name, colour)] * bool(points)
-        above = 0
-        for x, y, name, colour in sorted(ends, key=lambda end: end[1]):
-            above = max(y, above + 13)  # names do not overlap
-            parts.append(svg_text(x + 6, above + 4, name, colour=colour))
+        parts += names(ends)
         left = panel.right + names_width + 50
     return svg(left - 44, 414, parts, STYLE)
 

@@ -32,6 +32,18 @@ def svg_rect(kind, x, y, width, height, opacity=1.0, hover=None):
     return f'<rect class="{kind}" {size} fill-opacity="{opacity:.3f}">{title}</rect>'
 
 
+def names(ends):
+    """The names of curves beside their ends, one below the other where they would overlap.
+
+    ends: [(x, y, name, colour), ...].
+    """
+    parts, above = [], 0
+    for x, y, name, colour in sorted(ends, key=lambda end: end[1]):
+        above = max(y, above + 13)
+        parts.append(svg_text(x + 7, above + 4, name, colour=colour))
+    return parts
+
+
 class Panel(typing.NamedTuple):
     """A place for curves. The x axis goes from 0 to `reach`, and the logarithmic y axis from `low` to `high`."""
 

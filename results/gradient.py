@@ -24,7 +24,7 @@ import sample
 import train
 from attention_lm import MODELS, shared_options
 from lstm_lm import LanguageModel, LSTMLM
-from results.drawing import COLOURS, Panel, svg, svg_text
+from results.drawing import COLOURS, Panel, names, svg, svg_text
 from results.texts import passages
 from results.words import open_together
 
@@ -78,12 +78,12 @@ def draw(curves, bptt):
         parts.append(panel.curve([(bptt, 10.0**low), (bptt, 10.0**high)], "#ddd", "window"))
         x, y = panel.place(bptt, 10.0**low)
         parts.append(svg_text(x + 5, y - 8, f"{bptt} steps: a window of the training"))
+    ends = []
     for (label, curve), colour in zip(curves.items(), COLOURS):
         parts.append(panel.curve(list(enumerate(curve, start=1)), colour))
         factor = (curve[-1] / curve[9]) ** (1 / (REACH - 10))  # the mean from k = 10 on
-        x, y = panel.place(REACH, curve[-1])
-        parts.append(svg_text(x + 8, y + 4, f"{label}: \u00d7 {factor:.2f} a step", colour=colour))
-    return svg(880, 476, parts, ".curve{stroke-width:2}")
+        ends.append((*panel.place(REACH, curve[-1]), f"{label}: \u00d7 {factor:.2f} a step", colour))
+    return svg(880, 476, parts + names(ends), ".curve{stroke-width:2}")
 
 
 def main(argv=None):

@@ -20,12 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import attention_lm
 import lstm_cell
 import sample
 import train
 from attention_lm import MODELS
 from data import InputError
-from results import ablate, attention, cell, curves, gradient, ngram, speed, texts, unit, windows, words
+from results import ablate, attention, cell, curves, gradient, look, ngram, speed, texts, unit, windows, words
 from results.drawing import Panel
 from test_lm import assert_same, corpus, corpus_file, make_model, make_text, plain_step
 from test_lm import fast_and_the_same, trained  # fixtures are found by their names
@@ -168,14 +169,16 @@ def test_axes_have_round_numbers():
         assert panel.place(2.5, math.sqrt(low * high)) == pytest.approx((60, 120))
 
 
-def test_the_picture_of_a_step_has_the_equations(tmp_path):
-    cell.main(["--file", str(tmp_path / "cell.svg")])
-    formulas = elements((tmp_path / "cell.svg").read_text(encoding="utf-8"), "formula")
+@pytest.mark.parametrize(
+    "script, module, names", [(cell, lstm_cell, "c' f g h' i o z"), (look, attention_lm, "a context' scorej")]
+)
+def test_pictures_have_the_equations(script, module, names, tmp_path):
+    script.main(["--file", str(tmp_path / "a.svg")])
+    formulas = elements((tmp_path / "a.svg").read_text(encoding="utf-8"), "formula")
     shown = [re.sub(r"[\s\u200b]", "", "".join(formula.itertext())) for formula in formulas]
-    equations = re.sub(r"[ _]", "", lstm_cell.__doc__)
-    found = [formula for formula in shown if "=" in formula and f"\n{formula}" in equations]
-    assert sorted(formula.split("=")[0] for formula in found) == ["c'", "f", "g", "h'", "i", "o", "z"]
-    assert len(found) == sum("=" in formula for formula in shown)
+    shown = [formula for formula in shown if "=" in formula]
+    assert sorted(formula.split("=")[0] for formula in shown) == names.split()
+    assert all(f"\n{formula}" in re.sub(r"[ _]", "", module.__doc__) for formula in shown)
 
 
 def test_speed_is_a_median_of_turns(corpus_file, capsys, monkeypatch):
