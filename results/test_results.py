@@ -9,6 +9,7 @@ import math
 import pathlib
 import random
 import re
+import statistics
 import sys
 import xml.etree.ElementTree
 
@@ -131,26 +132,29 @@ def test_attention_is_drawn(copy, trained, tmp_path):
         attention.main([str(trained["cell"].path), "--prompt", text])
 
 
-def test_curves_are_those_of_the_logs(trained, tmp_path):
-    logs = [trained[name].out / "log.csv" for name in NAMES]
+def test_curves_are_those_of_the_logs(tmp_path):
+    draw, runs, logs, header = random.Random(0), [], [], train.Counters().log
+    for name, count in ("one", 5), ("two", 1), ("three", 9):
+        rows = [(k + draw.random(), 90 * k + draw.random(), *(draw.uniform(1, 6) for _ in "tv")) for k in range(count)]
+        runs.append([(*row[:2], *map(math.exp, row[2:])) for row in rows])
+        logs.append(tmp_path / name / "log.csv")
+        logs[-1].parent.mkdir()
+        logs[-1].write_text(header + "".join("7,{},{},900,{},{},0\n".format(*row) for row in rows))
+        assert curves.read_log(logs[-1]) == runs[-1]
     curves.main([*map(str, logs), "--file", str(tmp_path / "c.svg")])
     picture = (tmp_path / "c.svg").read_text(encoding="utf-8")
-    assert [sum(name == element.text for element in elements(picture)) for name in NAMES] == [2] * 4
-    for kind, column in ("valid", 3), ("train", 2):
-        lines = [re.findall(r"([\d.]+),([\d.]+)", element.get("d")) for element in elements(picture, kind)]
-        ends = [float(line[-1][1]) for line in lines]  # at the same height in both panels
-        assert [len(line) for line in lines] == [2] * 8 and ends[:4] == ends[4:]
-        last = [curves.read_log(log)[-1][column] for log in logs]
-        assert sorted(range(4), key=last.__getitem__) == sorted(range(4), key=lambda run: -ends[run])
-    row = train.perplexity(float(logs[0].read_text().splitlines()[-1].split(",")[5]))
-    assert curves.read_log(logs[0])[-1][3] == row
-    for text, message in ("step,epoch\n1,1\n", "not a log"), ("", "not a log"), ("a\0", "not a log"):
-        (tmp_path / "log.csv").write_text(text)
-        with pytest.raises(InputError, match=message):
-            curves.main([str(tmp_path / "log.csv")])
-    (tmp_path / "log.csv").write_text(train.Counters().log)
-    with pytest.raises(InputError, match="no validation yet"):
-        curves.main([str(tmp_path / "log.csv")])
+    assert [sum(name == element.text for element in elements(picture)) for name in ("one", "three")] == [2, 2]
+    lines = [element.get("d") for element in elements(picture) if element.get("class") in ("train", "valid")]
+    for column, part in (0, lines[:6]), (1, lines[6:]):  # the left panel has epochs and the right one seconds
+        x, y = zip(*((float(x), float(y)) for line in part for x, y in re.findall(r"([\d.]+),([\d.]+)", line)))
+        points = [(row[column], math.log(row[which])) for run in runs for which in (2, 3) for row in run]
+        time, nats = zip(*points)
+        assert statistics.correlation(x, time) == pytest.approx(1, abs=1e-5)
+        assert statistics.correlation(y, nats) == pytest.approx(-1, abs=1e-5)
+    for text in ("step,epoch\n1,1\n", "", "a\0", header + "1,2\n", header):
+        logs[0].write_text(text)
+        with pytest.raises(InputError, match="no validation yet" if text == header else "is not a log of train.py"):
+            curves.main([str(logs[0])])
 
 
 def test_axes_have_round_numbers():
