@@ -143,7 +143,8 @@ def test_curves_are_those_of_the_logs(tmp_path):
         assert curves.read_log(logs[-1]) == runs[-1]
     curves.main([*map(str, logs), "--file", str(tmp_path / "c.svg")])
     picture = (tmp_path / "c.svg").read_text(encoding="utf-8")
-    assert [sum(name == element.text for element in elements(picture)) for name in ("one", "three")] == [2, 2]
+    shown = [element.text for element in elements(picture)]
+    assert [shown.count(word) for word in ("one", "two", "three", "minutes", "12")] == [2, 2, 2, 1, 1]  # of 12 minutes
     lines = [element.get("d") for element in elements(picture) if element.get("class") in ("train", "valid")]
     for column, part in (0, lines[:6]), (1, lines[6:]):  # the left panel has epochs and the right one seconds
         x, y = zip(*((float(x), float(y)) for line in part for x, y in re.findall(r"([\d.]+),([\d.]+)", line)))
