@@ -1,45 +1,32 @@
-"""What each part of the attention model is worth: train one that is changed from outside.
+"""What each part of an attention model is worth: train one that is changed from outside.
 
-    python -m results.ablate no-copying
-    python -m results.ablate no-copying --memory-from decoder --epochs 6
+    python -m results.ablate no-decay
+    python -m results.ablate near --model self-attention --no-copy --epochs 2
 
-The first word says what is changed, and the flags after it are those of train.py:
+The first word says what is changed. The model is attention or self-attention; the other flags are those of train.py:
 
-    no-copying    the prediction is the softmax over the vocabulary alone
-    no-output     the readout is given zeros in place of the context
-    no-input      the decoder is given zeros in place of the context; only with an encoder
-    fixed         35 slots are in view throughout training
-    full          as many slots as otherwise at the end, 400, are in view from the start of training
-    no-decay      a slot's weight does not fall with its distance
-    no-delay      the k newest slots are in view, too, but for the newest one: its follower is the token just read
-    near          each step nearer counts: n is 1 in training and in reading
+    no-decay      the weight of a position does not fall with its distance
+    near          n is 1 in training and in reading: each step nearer counts
+    no-context    the readout is given zeros in place of the context
+    no-feeding    the decoder is given zeros in place of the context; only with an encoder
+    few           35 positions are visible in training
+    no-m          the decoder looks back with h' alone, not with h' + m_t; only with an encoder
+    tanh          the readout has a tanh around it
 
-The run's folder is out/no-copying, and so on. Other scripts do not open its checkpoint, because they do not know what
-was changed.
+The run's folder is out/no-decay-attention, out/near-self-attention-no-copy, and so on. Other scripts do not open its
+checkpoint, because they do not know what was changed.
 """
 
 import argparse
 import functools
 
-from data import Parser, run_script
+from data import Parser, run_script  # before torch, see there
 import torch
 
 import train
-from attention_lm import AttentionLM
-from lstm_lm import LanguageModel
-from sample import MODELS, shared_options
+from attention_lm import MODELS
 
-CHANGES = ["no-copying", "no-output", "no-input", "fixed", "full", "no-decay", "no-delay", "near"]
-
-
-class NoCopying(AttentionLM):
-    """An AttentionLM whose prediction is the softmax alone."""
-
-    loss = LanguageModel.loss
-
-    def mixture(self, r, weights, followers, temperature=1.0):
-        """What `attend` returned -> log-probabilities (T, B, V)."""
-        return self.log_softmax(r, temperature)
+CHANGES = ["no-decay", "near", "no-context", "no-feeding", "few", "no-m", "tanh"]
 
 
 def zeros_between(begin, end):
@@ -53,35 +40,44 @@ def zeros_between(begin, end):
     return hook
 
 
-def do_not_grow(progress):
-    """A `grow` that changes nothing."""
+def decode_without_m(model):
+    """A `decode` for an AttentionLM that looks back with h' alone."""
+    decode, H = model.decode, model.hidden_size
+
+    def changed(x, m, *others):
+        def put_back(readout, arguments):  # the readout is still given [h', context', m]
+            return torch.cat((arguments[0][..., : 2 * H], m), dim=-1)  # (T, B, 3H)
+
+        with model.readout.register_forward_pre_hook(put_back):
+            return decode(x, torch.zeros_like(m), *others)
+
+    return changed
 
 
-def build(change, vocab_size, settings):
-    """An entry of `sample.MODELS`: an AttentionLM with one change.  Raises ValueError if it does not apply."""
-    if change == "no-copying":
-        options = {"memory_from": settings["memory_from"], "memory_size": settings["memory"]}
-        return NoCopying(vocab_size, **options, **shared_options(settings))
-    model = MODELS["attention"](vocab_size, settings)
+def build(change, kind, vocab_size, settings):
+    """A model for `attention_lm.MODELS`, with one change.  kind: "attention" or "self-attention".
+
+    Raises ValueError for a change that does not apply.
+    """
+    if change in ("no-feeding", "no-m") and kind != "attention":
+        raise ValueError(f"{change} needs --model attention: without an encoder there is nothing to change")
+    model = MODELS[kind](vocab_size, {**settings, "model": kind})
     E, H = model.embedding_size, model.hidden_size
-    if change == "no-output":
-        model.readout.register_forward_pre_hook(zeros_between(H, 2 * H))  # of [h', context'] and perhaps m
-    elif change == "no-input":
-        if settings["memory_from"] != "encoder":
-            raise ValueError("no-input needs --memory-from encoder: the other decoder is not given the context")
-        model.decoder.register_forward_pre_hook(zeros_between(E, E + H))  # of [x, context]
-    elif change == "fixed":
-        model.memory_size_in_training = min(model.memory_size, 35)
-        model.grow = do_not_grow
-    elif change == "full":
-        model.grow = do_not_grow  # from what it begins with, 400
-    elif change == "no-decay":
+    if change == "no-decay":
         del model.decay
         model.register_buffer("decay", torch.zeros(1))  # this is no parameter, so it is not trained
-    elif change == "no-delay":
-        model.delay = 0
     elif change == "near":
         model.near = 1
+    elif change == "no-context":
+        model.readout.register_forward_pre_hook(zeros_between(H, 2 * H))  # of [h', context'] and perhaps m
+    elif change == "no-feeding":
+        model.decoder.register_forward_pre_hook(zeros_between(E, E + H))  # of [x, context]
+    elif change == "few":
+        model.memory_size_in_training = min(model.memory_size, 35)
+    elif change == "no-m":
+        model.decode = decode_without_m(model)
+    elif change == "tanh":
+        model.readout.register_forward_hook(lambda readout, arguments, features: torch.tanh(features))
     return model
 
 
@@ -89,15 +85,18 @@ def main(argv=None):
     """Run the command; argv is a list of words as in a shell, sys.argv if None.  Returns what train.main does."""
     parser = Parser(__doc__)
     parser.add_argument("change", choices=CHANGES)
-    parser.add_argument("flags", nargs=argparse.REMAINDER, help="flags of train.py")
-    args = parser.parse_args(argv)
-    unchanged = train.parse_arguments([*args.flags, "--model", "attention"])
-    size = [] if unchanged.resume else ["--hidden-size", str(unchanged.hidden_size)]  # the default depends on --model
-    MODELS[args.change] = functools.partial(build, args.change)
+    parser.add_argument("--model", choices=["attention", "self-attention"], default="attention", help="(%(default)s)")
+    parser.add_argument("--copy", action=argparse.BooleanOptionalAction, default=True, help="(yes)")
+    args, flags = parser.parse_known_args(argv)
+    name = f"{args.change}-{args.model}" + "-no-copy" * (not args.copy)
+    unchanged = train.parse_arguments([*flags, "--model", args.model])
+    if not unchanged.resume:  # of a new name, train.py knows no default size
+        flags = ["--hidden-size", str(unchanged.hidden_size), *flags]
+    MODELS[name] = functools.partial(build, args.change, args.model)
     try:
-        return train.main([*size, *args.flags, "--model", args.change])
+        return train.main([*flags, "--model", name, "--copy" if args.copy else "--no-copy"])
     finally:
-        del MODELS[args.change]
+        del MODELS[name]
 
 
 if __name__ == "__main__":

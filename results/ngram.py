@@ -7,7 +7,7 @@
 import collections
 import math
 
-from data import Parser, add_corpus_flags, load_corpus, number, run_script
+import data
 
 
 class KneserNey:
@@ -59,12 +59,12 @@ class KneserNey:
 
 def main(argv=None):
     """Run the command; argv is a list of words as in a shell, sys.argv if None."""
-    parser = Parser(__doc__)
+    parser = data.Parser(__doc__)
     parser.add_argument("data", nargs="?", default="python-docs", help="name, file or folder (%(default)s)")
-    add_corpus_flags(parser)
-    parser.add_argument("--order", type=number(int, 1), default=5, metavar="N", help="of the N-gram (%(default)s)")
+    data.add_corpus_flags(parser)
+    parser.add_argument("--order", type=data.at_least(1), default=5, metavar="N", help="of the N-gram (%(default)s)")
     args = parser.parse_args(argv)
-    corpus = load_corpus(args.data, args.level, args.min_count, args.vocab_size, args.split)
+    corpus = data.load_corpus(**data.corpus_settings(vars(args)))
     model = KneserNey(corpus.train.tolist(), args.order, len(corpus.vocabulary))
     for name, tokens in ("valid", corpus.valid), ("test", corpus.test):
         if len(tokens):
@@ -72,4 +72,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run_script(main)
+    data.run_script(main)

@@ -12,18 +12,12 @@ import statistics
 import sys
 import time
 
-from data import load_corpus, run_script
+import data  # before torch, see there
 import torch
 
+import sample
 import train
-from sample import device_of
-
-KINDS = {
-    "lstm": ["--model", "lstm"],
-    "cell": ["--model", "cell"],
-    "attention": ["--model", "attention", "--memory-from", "encoder"],
-    "self-attention": ["--model", "attention", "--memory-from", "decoder"],
-}
+from attention_lm import MODELS
 
 
 def core_step(core, x, bfloat16):
@@ -42,17 +36,17 @@ def main(argv=None, rounds=12, steps=5):
     """
     argv = sys.argv[1:] if argv is None else argv
     args = train.parse_arguments(argv)
-    corpus = load_corpus(args.data, args.level, args.min_count, args.vocab_size, args.split)
-    device = device_of(args.device)
+    corpus = data.load_corpus(**data.corpus_settings(vars(args)))
+    device = sample.device_of(args.device)
     torch.set_num_threads(args.threads or torch.get_num_threads())
     jobs = {}
-    for name, flags in KINDS.items():
-        training = train.Run(train.parse_arguments([*argv, *flags]), corpus, device)
-        jobs[name] = training.training_step, [0.5]  # halfway through training, where attention sees 200 slots
+    for name in MODELS:
+        training = train.Run(train.parse_arguments([*argv, "--model", name]), corpus, device)
+        jobs[name] = training.training_step, [0.5]  # the progress, for the learning rate
         if name in ("lstm", "cell"):
             core = training.model.core
             x = torch.randn(args.bptt, args.batch_size, core.input_size, device=device, requires_grad=True)  # (T, B, E)
-            jobs[f"{name} alone"] = core_step, [core, x, training.bfloat16]
+            jobs[f"{name} alone"] = core_step, [core, x, args.dtype == "bfloat16"]
     speeds = {name: [] for name in jobs}
     for _ in range(1 + rounds):
         for name, (job, arguments) in jobs.items():
@@ -68,4 +62,4 @@ def main(argv=None, rounds=12, steps=5):
 
 
 if __name__ == "__main__":
-    run_script(main)
+    data.run_script(main)

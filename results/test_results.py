@@ -9,23 +9,45 @@ import math
 import pathlib
 import random
 import re
+import statistics
 import sys
 import xml.etree.ElementTree
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # the scripts under test import the project
 
-from data import InputError  # before torch, see there
+import data  # before torch, see there
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+import attention_lm
+import lstm_cell
 import sample
 import train
-from lstm_cell import LSTM
-from results import ablate, attention, gradient, ngram, speed, texts, unit, windows, words
-from test_lm import MODELS, SMALL, Unrolled, assert_same, corpus, corpus_file, make_model, make_text, plain_step
+from attention_lm import MODELS
+from data import InputError
+from results import ablate, attention, cell, curves, gradient, look, ngram, speed, texts, unit, windows, words
+from results.drawing import Panel
+from test_lm import assert_same, corpus, corpus_file, make_model, make_text, plain_step
 from test_lm import fast_and_the_same, trained  # fixtures are found by their names
+
+NAMES = ["lstm", "cell", "attention", "self-attention"]
+SMALL = "--hidden-size 16 --batch-size 4 --bptt 8 --lr 0.02 --epochs 2 --device cpu --threads 1".split()
+
+
+def changed(trained, folder, settings=(), **parts):
+    """The checkpoint of attention with other settings or parts -> the path of the new file."""
+    contents = sample.read_checkpoint(trained["attention"].path)
+    contents = {**contents, **parts, "settings": {**contents["settings"], **dict(settings)}}
+    sample.save_checkpoint(folder / "changed.pt", contents)
+    return str(folder / "changed.pt")
+
+
+def elements(picture, kind=None):
+    """The elements of an SVG picture, all or those of a class -> list."""
+    root = xml.etree.ElementTree.fromstring(picture)
+    return [element for element in root.iter() if kind in (None, element.get("class"))]
 
 
 def plain_kneser_ney(train, context, word, vocabulary_size, highest=True):
@@ -67,7 +89,7 @@ def test_kneser_ney(corpus_file, corpus, capsys):
     assert f"2-gram: test perplexity {model.perplexity(corpus.test.tolist()):.2f}\n" in capsys.readouterr().out
 
 
-def test_texts_are_measured(trained, corpus, capsys, monkeypatch):
+def test_texts_are_measured(trained, corpus, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(texts, "FREQUENT", 3)
     model = ngram.KneserNey([0, 1, 2, 3, 4] * 9, 2, 5)
     text = [0, 1, 2, 3, 4, 4, 0, 1, 2, 3, 3]  # given the first 5
@@ -82,9 +104,11 @@ def test_texts_are_measured(trained, corpus, capsys, monkeypatch):
     with pytest.raises(InputError, match="fewer than a passage of 31"):
         texts.passages(torch.arange(30), 1, 31)
     flags = "--texts 5 --given 10 --tokens 12 --greedy --temperature 0.7 1 --top-p 0.9 1 --half first".split()
-    texts.main([*(str(trained[name].path) for name in MODELS), *flags])
+    alone = changed(trained, tmp_path, {"copy": False})
+    texts.main([*(str(trained[name].path) for name in NAMES), alone, *flags])
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[2:]] == [name for name in MODELS for _ in range(1 + 2 * 2)]
+    rows = [name for name in [*NAMES, "attention --no-copy"] for _ in range(1 + 2 * 2)]
+    assert [line[:24].strip() for line in lines[2:]] == rows
     known = set(zip(*(corpus.train[k:].tolist() for k in range(4))))
     real = texts.passages(corpus.valid[: len(corpus.valid) // 2], 5, 22).t().tolist()
     numbers = texts.measure(real, 10, known, ngram.KneserNey(corpus.train.tolist(), 5, len(corpus.vocabulary)))
@@ -92,24 +116,79 @@ def test_texts_are_measured(trained, corpus, capsys, monkeypatch):
     assert lines[1].split()[-6:] == shown
 
 
-def test_attention_is_drawn(trained, tmp_path):
-    path, picture = trained["attention"].path, tmp_path / "a.svg"
+@pytest.mark.parametrize("copy", [True, False])
+def test_attention_is_drawn(copy, trained, tmp_path):
+    path, picture = changed(trained, tmp_path, {"copy": copy}), tmp_path / "a.svg"
     text = "the cat sees fish, 3 times. the old man likes the sea"
-    attention.main([str(path), "--prompt", text, "--file", str(picture)])
-    model, vocabulary, _ = sample.load_checkpoint(path)
-    tokens, _ = sample.prompt_tokens(text, vocabulary)
-    kinds = collections.Counter(element.get("class") for element in xml.etree.ElementTree.parse(picture).iter())
+    attention.main([path, "--prompt", text, "--file", str(picture)])
+    _, vocabulary, _ = sample.load_checkpoint(path)
+    tokens = sample.prompt_tokens(text, vocabulary, path)
+    kinds = collections.Counter(element.get("class") for element in elements(picture.read_text(encoding="utf-8")))
     before = ["<eos>", *tokens]  # word t is predicted when before[t] has been read
-    views = [(t, j) for t in range(len(tokens)) for j in range(t - model.delay) if tokens[j] != before[t]]
-    assert kinds["slot"] + kinds["hit"] == len(views) and kinds["bar"] == len(tokens)
+    views = [(t, j) for t in range(len(tokens)) for j in range(t) if not copy or tokens[j] != before[t]]
+    assert kinds["position"] + kinds["hit"] == len(views) and kinds["bar"] == len(tokens)
     assert kinds["hit"] == sum(tokens[j] == tokens[t] for t, j in views)
     with pytest.raises(InputError, match="has no attention"):
         attention.main([str(trained["cell"].path), "--prompt", text])
 
 
+def test_curves_are_those_of_the_logs(tmp_path):
+    draw, runs, logs, header = random.Random(0), [], [], train.Counters().log
+    for name, count in ("one", 5), ("two", 1), ("three", 9):
+        rows = [(k + draw.random(), 90 * k + draw.random(), *(draw.uniform(1, 6) for _ in "tv")) for k in range(count)]
+        runs.append([(*row[:2], *map(math.exp, row[2:])) for row in rows])
+        logs.append(tmp_path / name / "log.csv")
+        logs[-1].parent.mkdir()
+        logs[-1].write_text(header + "".join("7,{},{},900,{},{},0\n".format(*row) for row in rows))
+        assert curves.read_log(logs[-1]) == runs[-1]
+    curves.main([*map(str, logs), "--file", str(tmp_path / "c.svg")])
+    picture = (tmp_path / "c.svg").read_text(encoding="utf-8")
+    shown = [element.text for element in elements(picture)]
+    assert [shown.count(word) for word in ("one", "two", "three", "minutes", "12")] == [2, 2, 2, 1, 1]  # of 12 minutes
+    lines = [element.get("d") for element in elements(picture) if element.get("class") in ("train", "valid")]
+    for column, part in (0, lines[:6]), (1, lines[6:]):  # the left panel has epochs and the right one seconds
+        x, y = zip(*((float(x), float(y)) for line in part for x, y in re.findall(r"([\d.]+),([\d.]+)", line)))
+        points = [(row[column], math.log(row[which])) for run in runs for which in (2, 3) for row in run]
+        time, nats = zip(*points)
+        assert statistics.correlation(x, time) == pytest.approx(1, abs=1e-5)
+        assert statistics.correlation(y, nats) == pytest.approx(-1, abs=1e-5)
+    for text in ("step,epoch\n1,1\n", "", "a\0", header + "1,2\n", header):
+        logs[0].write_text(text)
+        with pytest.raises(InputError, match="no validation yet" if text == header else "is not a log of train.py"):
+            curves.main([str(logs[0])])
+
+
+def test_axes_have_round_numbers():
+    draw = random.Random(0)
+    for _ in range(200):
+        low = 10 ** draw.uniform(-1, 4)
+        high = low * 10 ** draw.uniform(0.1, 4)
+        ticks = curves.log_ticks(low, high)
+        assert 4 <= len(ticks) <= 20 and low <= min(ticks) <= max(ticks) <= high
+        evenly = curves.even_ticks(high)
+        assert 6 <= len(evenly) <= 14 and min(evenly) == 0 and max(evenly) <= high * (1 + 1e-9)
+        for tick, shown in [*ticks.items(), *evenly.items()]:
+            assert float(shown.replace(",", "")) == pytest.approx(tick)
+        panel = Panel(10, 110, 20, 220, 5.0, low, high)
+        assert panel.place(0, low) == pytest.approx((10, 220)) and panel.place(5, high) == pytest.approx((110, 20))
+        assert panel.place(2.5, math.sqrt(low * high)) == pytest.approx((60, 120))
+
+
+@pytest.mark.parametrize(
+    "script, module, names", [(cell, lstm_cell, "c' f g h' i o z"), (look, attention_lm, "a context' scorej")]
+)
+def test_pictures_have_the_equations(script, module, names, tmp_path):
+    script.main(["--file", str(tmp_path / "a.svg")])
+    formulas = elements((tmp_path / "a.svg").read_text(encoding="utf-8"), "formula")
+    shown = [re.sub(r"[\s\u200b]", "", "".join(formula.itertext())) for formula in formulas]
+    shown = [formula for formula in shown if "=" in formula]
+    assert sorted(formula.split("=")[0] for formula in shown) == names.split()
+    assert all(f"\n{formula}" in re.sub(r"[ _]", "", module.__doc__) for formula in shown)
+
+
 def test_speed_is_a_median_of_turns(corpus_file, capsys, monkeypatch):
     """With a clock that only steps move: the first step of each job takes 100 seconds more, the others as below."""
-    seconds = {"lstm": 1, "cell": 2, "attention": 8, "self-attention": 4, nn.LSTM: 0.5, LSTM: 1}
+    seconds = {"lstm": 1, "cell": 2, "attention": 8, "self-attention": 4, nn.LSTM: 0.5, lstm_cell.LSTM: 1}
     now, counts = 0.0, collections.Counter()
     training_step, core_step = train.Run.training_step, speed.core_step
 
@@ -120,7 +199,7 @@ def test_speed_is_a_median_of_turns(corpus_file, capsys, monkeypatch):
 
     def slow_training_step(run, progress):
         training_step(run, progress)
-        took(sample.model_name(vars(run.args)))
+        took(run.args.model)
 
     def slow_core_step(core, x, bfloat16):
         core_step(core, x, bfloat16)
@@ -143,64 +222,74 @@ def test_speed_is_a_median_of_turns(corpus_file, capsys, monkeypatch):
         speed.main(["--bptt", "0"])
 
 
-@pytest.mark.parametrize("change, slots", [("fixed", 35), ("full", 400)])
-def test_ablations_train_like_other_models(change, slots, tmp_path, monkeypatch):
-    used, step = set(), train.Run.training_step
-
-    def training_step(run, progress):
-        step(run, progress)
-        used.add(run.model.memory_size_in_training)
-
-    monkeypatch.setattr(train.Run, "training_step", training_step)
+def test_ablations_train_like_other_models(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pathlib.Path("text.txt").write_text(make_text(100))
-    found = ablate.main([change, "--memory-from", "decoder", "--data", "text.txt", *SMALL, "--epochs", "1"])
-    assert used == {slots}
-    assert pathlib.Path(found["checkpoint"]) == pathlib.Path("out", change, "checkpoint.pt")
-    assert change not in sample.MODELS
-    with pytest.raises(InputError, match=change):  # it is not taken for a model of another kind
+    flags = ["few", "--model", "self-attention", "--no-copy"]
+    found = ablate.main([*flags, "--data", "text.txt", *SMALL, "--epochs", "1"])
+    assert pathlib.Path(found["checkpoint"]) == pathlib.Path("out", "few-self-attention-no-copy", "checkpoint.pt")
+    assert not sample.read_checkpoint(found["checkpoint"])["settings"]["copy"]
+    with pytest.raises(InputError, match="few-self-attention-no-copy"):  # it is not taken for another model
         sample.load_checkpoint(found["checkpoint"])
-    assert ablate.main([change, "--resume", f"out/{change}"])["test_ppl"] == found["test_ppl"]
+    assert ablate.main([*flags, "--resume", "out/few-self-attention-no-copy"])["test_ppl"] == found["test_ppl"]
+    with pytest.raises(InputError, match="no-m needs --model attention"):
+        ablate.main(["no-m", "--model", "self-attention", "--data", "text.txt", *SMALL])
+    monkeypatch.setattr(train, "main", lambda flags: vars(train.parse_arguments(flags)))
+    for kind in ("attention", "self-attention"):
+        settings = ablate.main(["near", "--model", kind])
+        unchanged = vars(train.parse_arguments(["--model", kind]))
+        assert settings == {**unchanged, "model": f"near-{kind}"} and list(MODELS) == NAMES
 
 
-@pytest.mark.parametrize("memory_from", ["encoder", "decoder"])
-@pytest.mark.parametrize("change", ["no-copying", "no-output", "no-input", "no-decay", "no-delay", "near"])
-def test_ablations_change_what_they_say(change, memory_from):
-    flags = ["--model", "attention", "--memory-from", memory_from, *SMALL, "--dropout", "0"]
-    settings = vars(train.parse_arguments(flags))
-    if (change, memory_from) == ("no-input", "decoder"):
-        with pytest.raises(ValueError, match="--memory-from encoder"):
-            ablate.build(change, 7, settings)
+@pytest.mark.parametrize("copy", ["--copy", "--no-copy"])
+@pytest.mark.parametrize("kind", ["attention", "self-attention"])
+@pytest.mark.parametrize("change", ablate.CHANGES)
+def test_ablations_change_what_they_say(change, kind, copy):
+    settings = vars(train.parse_arguments(["--model", kind, copy, *SMALL, "--dropout", "0"]))
+    if (change, kind) in [("no-feeding", "self-attention"), ("no-m", "self-attention")]:
+        with pytest.raises(ValueError, match="--model attention"):
+            ablate.build(change, kind, 7, settings)
         return
-    models = sample.MODELS["attention"](7, settings), ablate.build(change, 7, settings)
-    weights = {name: value + 0.1 * torch.randn_like(value) for name, value in models[0].state_dict().items()}
-    input, target = torch.randint(7, (2, 9, 2))
-    log_probs, slots = [], []
-    for model in models:
-        model.load_state_dict({**weights, "decay": weights["decay"] * (change != "no-decay" or model is models[0])})
+    torch.manual_seed(0)
+    before = MODELS[kind](7, settings).double()
+    after = ablate.build(change, kind, 7, settings).double()
+    weights = {name: value + 0.1 * torch.randn_like(value) for name, value in before.state_dict().items()}
+    before.load_state_dict(weights)
+    after.load_state_dict({**weights, "decay": weights["decay"] * (change != "no-decay")})
+    input, target = torch.randint(7, (2, 45, 2))
+    log_probs, seen = [], []
+    for model in (before, after):  # both are in training, without dropout
         log_probs.append(model(input)[0])
-        slots.append(model.attend(input)[1])
+        features, weights, _, _ = model.attend(input)
+        seen.append((features, weights))
         loss, _ = model.loss(input, target)
         torch.testing.assert_close(loss, F.nll_loss(log_probs[-1].flatten(0, 1), target.flatten()))
         loss.backward()
-    before, after = models
     assert not torch.allclose(*log_probs, atol=1e-4)
-    if change == "no-copying":
-        r, _, _, _ = before.attend(input)
-        assert_same([log_probs[1]], [before.output(r).log_softmax(dim=-1)], rtol=1e-5, atol=1e-6)
-    if change == "no-output":
-        unused = after.readout.weight.grad[:, 16:32]
-        assert not unused.any() and before.readout.weight.grad[:, 16:32].any() and after.readout.weight.grad.any()
-    if change == "no-input":
-        unused = after.decoder.weight_ih.grad[:, 16:]
-        assert not unused.any() and before.decoder.weight_ih.grad[:, 16:].any() and after.decoder.weight_ih.grad.any()
     if change == "no-decay":
         assert "decay" not in dict(after.named_parameters()) and before.decay.grad.any()
-    if change == "no-delay":
-        newest = [torch.stack([weights[t, :, t - 1] for t in range(2, 9)]) for weights in slots]  # that of slot t - 2
-        assert not newest[0].any() and torch.equal(newest[1] > 0, input[1:-1] != input[2:])
     if change == "near":
         assert (before.near, after.near) == (64, 1)
+    if change == "no-context":
+        grads = before.readout.weight.grad, after.readout.weight.grad
+        assert not grads[1][:, 16:32].any() and grads[0][:, 16:32].any() and grads[1][:, :16].any()
+    if change == "no-feeding":
+        grads = before.decoder.weight_ih.grad, after.decoder.weight_ih.grad
+        assert not grads[1][:, 16:].any() and grads[0][:, 16:].any() and grads[1][:, :16].any()
+    if change == "few":
+        farthest = [max(t - j for t, _, j in (weights[..., 1:] > 0).nonzero().tolist()) for _, weights in seen]
+        assert farthest == [44, 35]
+    if change == "no-m":
+        hs = []
+        after.decoder.register_forward_hook(lambda module, arguments, state: hs.append(state[0]))
+        features, weights, next_tokens, _ = after.attend(input)
+        h, (m, _) = torch.stack(hs), after.encoder(after.embed(input))  # (T, B, H) each
+        memory = torch.cat((after.sentinel.expand(1, 2, -1), m))  # (1 + T, B, H)
+        scores = torch.einsum("tbh,jbh->tbj", h, memory) + after.bias(input, next_tokens, 200).transpose(0, 1)
+        context = torch.einsum("tbj,jbh->tbh", weights, memory)
+        assert_same([weights, features], [scores.softmax(dim=-1), after.readout(torch.cat((h, context, m), dim=-1))])
+    if change == "tanh":
+        assert_same([seen[1][0]], [seen[0][0].tanh()])
 
 
 def test_words_are_grouped_by_what_stands_before_them(trained, corpus, capsys, monkeypatch):
@@ -228,14 +317,19 @@ def test_words_are_grouped_by_what_stands_before_them(trained, corpus, capsys, m
 
 
 def test_checkpoints_of_two_corpora_are_not_compared(trained, tmp_path):
-    path = trained["lstm"].path
+    path = str(trained["attention"].path)
     contents = sample.read_checkpoint(path)
-    index2word = ["kitten" if word == "cat" else word for word in contents["vocabulary"]["index2word"]]
-    other = {**contents, "vocabulary": {**contents["vocabulary"], "index2word": index2word}}
-    sample.save_checkpoint(tmp_path / "other.pt", other)
-    for script in (words, windows):
-        with pytest.raises(InputError, match="trained on one corpus"):
-            script.main([str(path), str(tmp_path / "other.pt")])
+    vocabulary, sums = contents["vocabulary"], contents["training"]["text"]
+    index2word = ["kitten" if word == "cat" else word for word in vocabulary["index2word"]]
+    for other in (
+        {"vocabulary": {**vocabulary, "index2word": index2word}},
+        {"training": {**contents["training"], "text": [(tokens, total + 1) for tokens, total in sums]}},
+    ):
+        for script in (words, windows):
+            with pytest.raises(InputError, match="give checkpoints of one corpus"):
+                script.main([path, changed(trained, tmp_path, **other)])
+    with pytest.raises(InputError, match="trained on a corpus from Python"):
+        words.main([changed(trained, tmp_path, {"data": None}), path])
 
 
 def test_windows_are_read_from_nothing(trained, corpus, capsys):
@@ -267,17 +361,20 @@ def with_parentheses(tmp_path_factory):
     return train.main(["--model", "lstm", *flags])["checkpoint"]
 
 
-def test_memory_and_gate_are_those_of_the_cell():
+def test_memory_and_gates_are_those_of_the_equations():
     """f is the derivative of the next c by the last c, with h as it is."""
-    model, tokens = make_model("cell"), torch.randint(11, (9,))
-    x = model.embed(tokens).detach()
-    cell = Unrolled(model.core).cell
-    c, f = unit.memory_and_gate(model.core, x)
-    h, memory = torch.zeros(2, 6, dtype=torch.float64)
-    for t in range(9):
-        before = memory.detach().requires_grad_()
-        h, memory = cell(x[t], (h.detach(), before))
-        assert_same([c[t], f[t]], [memory, *torch.autograd.grad(memory.sum(), before)])
+    cores = [make_model("lstm").core, make_model("cell", num_layers=2).core]
+    cores += [make_model("attention").encoder, make_model("self-attention").decoder]
+    for core in cores:
+        x = torch.randn(9, 6, dtype=torch.float64)
+        steps = unit.memory_and_gates(core, x)
+        h, memory = torch.zeros(2, 6, dtype=torch.float64)
+        for t, (c, i, f, g, o) in enumerate(zip(*steps)):
+            before = memory.detach().requires_grad_()
+            h, memory = plain_step(core, x[t], (h.detach(), before), "_l0")
+            (kept,) = torch.autograd.grad(memory.sum(), before, retain_graph=True)
+            assert_same([c, f, i * g, o * c.tanh()], [memory, kept, memory - kept * before, h])
+            assert (i > 0).all()  # so i and g are not one in place of the other
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -299,7 +396,6 @@ def test_a_planted_unit_is_found(sign):
     "name, tokens, expected",
     [
         ("parenthesis", "a ( b (( c ) d )) e ( f <eos> ) g ( h".split(), "0111111001100011"),
-        ("quotation", 'a " b c " d "" e " f <eos> g " h'.split(), "01110000110011"),
         ("name", list("ROMEO:\nI am: no.\nA:\nB"), "1111111" + "0000000000" + "111" + "0"),
     ],
 )
@@ -308,15 +404,19 @@ def test_properties_hold_where_a_reader_says(name, tokens, expected):
     assert "".join(str(int(held)) for held in holds) == expected
 
 
-def test_unit_end_to_end(with_parentheses, tmp_path, capsys):
+def test_unit_end_to_end(with_parentheses, trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(MODELS, "tanh", gradient.build_tanh)  # so that the entry is gone after the test
     unit.main([with_parentheses, "--file", str(tmp_path / "unit.svg")])
     printed = capsys.readouterr().out
     accuracy, baseline = (float(share) for share in re.findall(r"([\d.]+)%", printed))
     assert 70 < baseline < accuracy <= 100  # two tokens of about nine are inside
-    root = xml.etree.ElementTree.parse(tmp_path / "unit.svg").getroot()
-    assert {"(", "times", "\u00b6"} < {element.text for element in root.iter() if element.tag.endswith("text")}
-    with pytest.raises(InputError, match="no quotation: give another"):
-        unit.main([with_parentheses, "--property", "quotation"])
+    shown = elements((tmp_path / "unit.svg").read_text(encoding="utf-8"))
+    assert {"(", "times", "\u00b6"} < {element.text for element in shown}
+    with pytest.raises(InputError, match="no name: give another"):
+        unit.main([with_parentheses, "--property", "name"])
+    for main in (unit.main, lambda argv: gradient.main([*argv, "--tanh", "none"])):
+        with pytest.raises(InputError, match="a checkpoint of lstm or cell"):
+            main([str(trained["attention"].path)])
 
 
 @pytest.mark.parametrize("name", ["lstm", "cell", "tanh"])
@@ -341,7 +441,7 @@ def test_gradient_norms_are_those_of_a_plain_loop(name):
 
 
 def test_gradient_end_to_end(with_parentheses, tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(sample.MODELS, "tanh", gradient.build_tanh)  # so that the script's entry is gone after the test
+    monkeypatch.setitem(MODELS, "tanh", gradient.build_tanh)  # so that the entry is gone after the test
     file, tanh = str(tmp_path / "gradient.svg"), str(tmp_path / "tanh" / "checkpoint.pt")
     flags = [with_parentheses, "--texts", "5", "--file", file]
     gradient.main([*flags, "--train-tanh", str(tmp_path / "tanh")])
@@ -350,6 +450,5 @@ def test_gradient_end_to_end(with_parentheses, tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().out.splitlines() == first
     settings = sample.read_checkpoint(tanh)["settings"]
     assert settings == {**sample.read_checkpoint(with_parentheses)["settings"], "model": "tanh"}
-    root = xml.etree.ElementTree.parse(file).getroot()
-    curves = [element for element in root.iter() if element.get("stroke")]
-    assert [len(element.get("d").split("L")) for element in curves] == [gradient.REACH] * 3
+    lines = elements(pathlib.Path(file).read_text(encoding="utf-8"), "curve")
+    assert [len(line.get("d").split("L")) for line in lines] == [gradient.REACH] * 3

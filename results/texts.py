@@ -17,12 +17,12 @@ and a decoding is good if its row is near that one in all columns at once:
 import itertools
 import math
 
-from data import SPLITS, InputError, Parser, number, run_script
+import data  # before torch, see there
 import torch
 
 from results.ngram import KneserNey
 from results.words import open_together
-from sample import DEFAULT_TEMPERATURE, generate, model_name
+from sample import DEFAULT_TEMPERATURE, generate
 
 FREQUENT = 300
 
@@ -30,7 +30,7 @@ FREQUENT = 300
 def passages(tokens, count, length):
     """`count` passages of a split (N,), evenly spaced, which overlap if they must -> (length, count)."""
     if len(tokens) < length:
-        raise InputError(f"the text has {len(tokens)} tokens, fewer than a passage of {length}")
+        raise data.InputError(f"the text has {len(tokens)} tokens, fewer than a passage of {length}")
     last = len(tokens) - length
     starts = [last * k // max(1, count - 1) for k in range(count)]
     return torch.stack([tokens[start : start + length].long() for start in starts], dim=1)
@@ -67,17 +67,17 @@ def show(name, how, numbers):
 
 def main(argv=None):
     """Run the command; argv is a list of words as in a shell, sys.argv if None."""
-    parser = Parser(__doc__)
-    positive, above_0 = number(int, 1), number(float, 0, open_low=True)
+    parser = data.Parser(__doc__)
+    positive, above_0 = data.at_least(1), data.at_least(1e-9, float)
     flag = parser.add_argument
     flag("checkpoints", nargs="+", metavar="checkpoint.pt", help="all trained on one corpus")
-    flag("--split", choices=SPLITS[1:], default="valid", help="the text to continue (%(default)s)")
+    flag("--split", choices=data.SPLITS[1:], default="valid", help="the text to continue (%(default)s)")
     flag("--half", choices=["first", "second"], help="continue this half of it (all)")
     flag("--texts", type=positive, default=100, metavar="N", help="number of passages (%(default)s)")
-    flag("--given", type=number(int, 4), default=100, metavar="N", help="tokens of a passage (%(default)s)")
+    flag("--given", type=data.at_least(4), default=100, metavar="N", help="tokens of a passage (%(default)s)")
     flag("--tokens", type=positive, default=200, metavar="N", help="tokens of a continuation (%(default)s)")
     flag("--temperature", type=above_0, nargs="+", default=[DEFAULT_TEMPERATURE], metavar="T", help="(0.9)")
-    flag("--top-p", type=number(float, 0, 1, True), nargs="+", default=[1.0], metavar="P", help="(1)")
+    flag("--top-p", type=above_0, nargs="+", default=[1.0], metavar="P", help="(1)")
     flag("--greedy", action="store_true", help="also greedy (off)")
     flag("--seeds", type=positive, default=1, metavar="N", help="repeat with seeds 0 to N - 1 (%(default)s)")
     args = parser.parse_args(argv)
@@ -93,18 +93,17 @@ def main(argv=None):
     print(f"{'':53} doubled   again training  5-gram   rarer    back")
     show("the real continuation", "", measure(real.t().tolist(), args.given, known, ngram))
     hows = [{"temperature": t, "top_p": p} for t in args.temperature for p in args.top_p]
-    hows += [{"temperature": None}] * args.greedy
+    hows += [{}] * args.greedy
     for (model, _, checkpoint), how, seed in itertools.product(loaded, hows, range(args.seeds)):
         generator = torch.Generator().manual_seed(seed)
         steps = generate(model, real[: args.given], args.tokens, [vocabulary.unknown], generator, **how)
         texts = torch.cat((real[: args.given], torch.stack(list(steps))))  # (given + tokens, texts)
-        if how["temperature"] is None:
-            name = "greedy"
-        else:
-            name = f"temperature {how['temperature']:g}, top-p {how['top_p']:g}"
-        numbers = measure(texts.t().tolist(), args.given, known, ngram)
-        show(model_name(checkpoint["settings"]), name + (f", seed {seed}" if args.seeds > 1 else ""), numbers)
+        settings = checkpoint["settings"]
+        name = settings["model"] + " --no-copy" * (not settings["copy"])
+        decoding = ", ".join(f"{option} {value:g}" for option, value in how.items()).replace("_", "-") or "greedy"
+        decoding += f", seed {seed}" * (args.seeds > 1)
+        show(name, decoding, measure(texts.t().tolist(), args.given, known, ngram))
 
 
 if __name__ == "__main__":
-    run_script(main)
+    data.run_script(main)

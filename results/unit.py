@@ -1,7 +1,6 @@
 """What one unit of an LSTM remembers: the unit whose memory c best follows a property that a reader can name.
 
     python -m results.unit out/lstm/checkpoint.pt --file unit.svg        # whether a parenthesis is open
-    python -m results.unit out/lstm/checkpoint.pt --property quotation
     python -m results.unit out/chars/checkpoint.pt --property name       # of a speaker, in a play
 
 Karpathy et al. (2015) found such units by eye. Here a rule finds one. On the validation text, it takes the unit of the
@@ -12,10 +11,16 @@ measured on the test text. (Without one, on the second half of the validation te
 Sizes in comments: N tokens, E embedding, H hidden units.
 """
 
-from data import EOS, TOKENISERS, UNK, InputError, Parser, run_script, write_atomically
-import torch
+import pathlib
+import typing
 
-from results.attention import svg, svg_text
+from data import EOS, UNK, InputError, Parser, run_script  # before torch, see there
+import torch
+import torch.nn.functional as F
+
+from lstm_cell import gates
+from lstm_lm import LSTMLM
+from results.drawing import svg, svg_rect, svg_text
 from results.words import open_together
 
 WIDTH, LEFT, ROW = 880, 24, 76  # of the picture, its margin and a row of text, in pixels
@@ -30,15 +35,6 @@ def parenthesis(tokens, start):
         yield depth > 0
 
 
-def quotation(tokens, start):
-    """For each token, whether a quotation in double quotes is open after it. `start` closes it."""
-    is_open = False
-    for token in tokens:
-        changes = token.count('"') % 2 == 1  # two quotes in one token are an empty quotation
-        is_open = (is_open != changes) and token != start
-        yield is_open
-
-
 def name(tokens, start):
     """For each character, whether its line is the name of a speaker: capitals, with a colon at the end."""
     text = "".join(token[-1] for token in tokens)  # `<unk>` is one character, too
@@ -46,22 +42,31 @@ def name(tokens, start):
         yield from [line.isupper() and line.endswith(":\n")] * len(line)
 
 
-PROPERTIES = {"parenthesis": parenthesis, "quotation": quotation, "name": name}
+PROPERTIES = {"parenthesis": parenthesis, "name": name}
+
+
+class Steps(typing.NamedTuple):
+    """What an LSTM computes at each of N steps: the new memory c and the gates, (N, H) each."""
+
+    c: torch.Tensor
+    i: torch.Tensor
+    f: torch.Tensor
+    g: torch.Tensor
+    o: torch.Tensor
 
 
 @torch.inference_mode()
-def memory_and_gate(core, x):
-    """The equations of `lstm_cell.py` from a state of zeros: x (N, E) -> c and f after each token, (N, H) each."""
-    h = c = x.new_zeros(core.hidden_size)
-    memory, gate = [], []
-    for z in x @ core.weight_ih_l0.t() + core.bias_ih_l0 + core.bias_hh_l0:  # (4H,)
-        z_i, z_f, z_g, z_o = (z + core.weight_hh_l0 @ h).chunk(4)
-        f = torch.sigmoid(z_f)
-        c = f * c + torch.sigmoid(z_i) * torch.tanh(z_g)
-        h = torch.sigmoid(z_o) * torch.tanh(c)
-        memory.append(c)
-        gate.append(f)
-    return torch.stack(memory), torch.stack(gate)
+def memory_and_gates(core, x):
+    """What the first layer of a torch.nn.LSTM or lstm_cell.LSTM computes as it reads x (N, E) -> Steps."""
+    h = c = x.new_zeros(core.hidden_size)  # (H,)
+    zs, cs = [], []
+    for zx in F.linear(x, core.weight_ih_l0, core.bias_ih_l0 + core.bias_hh_l0):  # (4H,)
+        z = zx + F.linear(h, core.weight_hh_l0)  # (4H,)
+        h, c = gates(z, c)  # (H,) each
+        zs.append(z)
+        cs.append(c)
+    z_i, z_f, z_g, z_o = torch.stack(zs).chunk(4, dim=-1)  # (N, H) each
+    return Steps(torch.stack(cs), torch.sigmoid(z_i), torch.sigmoid(z_f), torch.tanh(z_g), torch.sigmoid(z_o))
 
 
 def find_unit(c, holds):
@@ -92,18 +97,12 @@ def choose_passage(tokens, holds, start, length):
     return min(places, key=distance, default=0)
 
 
-def box(kind, x, y, width, height, opacity=1.0):
-    """A rectangle of a class in `STYLE`."""
-    size = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"'
-    return f'<rect class="{kind}" {size} fill-opacity="{opacity:.2f}"/>'
-
-
 def draw(legend, tokens, holds, says, c, f):
     """A passage as SVG: each token, and below it c as a bar and f as a shade.  All are lists of N values."""
     parts, highest = [], max(0, *c)
     scale = 28 / (highest - min(0, *c))  # pixels for 1 of c
-    for n, (kind, text) in enumerate(legend):
-        parts += [box(kind, LEFT, 12 + 17 * n, 12, 12), svg_text(LEFT + 20, 22 + 17 * n, text)]
+    for n, (kind, meaning) in enumerate(legend):
+        parts += [svg_rect(kind, LEFT, 12 + 17 * n, 12, 12), svg_text(LEFT + 20, 22 + 17 * n, meaning)]
     x, y = LEFT, 30 + 17 * len(legend)
     for token, held, said, c_t, f_t in zip(tokens, holds, says, c, f):
         word = "\u00b6" if token in (EOS, "\n") else token[:16]
@@ -113,11 +112,11 @@ def draw(legend, tokens, holds, says, c, f):
         if x == LEFT:
             parts += [svg_text(LEFT - 7, y + 38, "c", "end"), svg_text(LEFT - 7, y + 62, "f", "end")]
         zero = y + 20 + scale * highest
-        parts.append(box("inside" if held else "outside", x, y, width, 16))
+        parts.append(svg_rect("inside" if held else "outside", x, y, width, 16))
         parts.append(svg_text(x + width / 2, y + 12, word, "middle"))
-        parts.append(box("yes" if said else "no", x + 1, zero - scale * max(0, c_t), width - 2, scale * abs(c_t)))
-        parts.append(box("zero", x, zero, width, 0.7))
-        parts.append(box("gate", x, y + 53, width, 10, f_t))
+        parts.append(svg_rect("yes" if said else "no", x + 1, zero - scale * max(0, c_t), width - 2, scale * abs(c_t)))
+        parts.append(svg_rect("zero", x, zero, width, 0.7))
+        parts.append(svg_rect("gate", x, y + 53, width, 10, f_t))
         x += width
     return svg(WIDTH, y + ROW, parts, STYLE)
 
@@ -130,24 +129,26 @@ def main(argv=None):
     flag("--property", choices=list(PROPERTIES), default="parenthesis", help="(%(default)s)")
     flag("--file", default="unit.svg", metavar="FILE.svg", help="the picture (%(default)s)")
     args = parser.parse_args(argv)
-    [(model, vocabulary, _)], corpus = open_together([args.checkpoint], model="cell")
-    start = TOKENISERS[vocabulary.tokeniser].start
+    [(model, vocabulary, _)], corpus = open_together([args.checkpoint])
+    if not isinstance(model, LSTMLM):
+        raise InputError(f"{args.checkpoint} is of another model: give a checkpoint of lstm or cell")
+    start = vocabulary.index2word[vocabulary.start]
     readings = []
     for text in (corpus.valid, corpus.test) if len(corpus.test) else corpus.valid.tensor_split(2):
         tokens = vocabulary.decode(text)
         holds = torch.tensor(list(PROPERTIES[args.property](tokens, start)))
         if not 0 < holds.sum() < len(holds):
             raise InputError(f"the text has no {args.property}: give another --property")
-        readings.append((tokens, holds, *memory_and_gate(model.core, model.embed(text.long()))))
-    (_, holds, c, _), (tokens, tested, test_c, test_f) = readings
-    unit, correlation, threshold = find_unit(c, holds)
-    c, f = test_c[:, unit], test_f[:, unit]
+        readings.append((tokens, holds, memory_and_gates(model.core, model.embed(text.long()))))
+    (_, holds, steps), (tokens, tested, test_steps) = readings
+    unit, correlation, threshold = find_unit(steps.c, holds)
+    c, f = test_steps.c[:, unit], test_steps.f[:, unit]
     says = c >= threshold if correlation > 0 else c <= threshold
     accuracy, baseline = (says == tested).float().mean().item(), (~tested).float().mean().item()
     found = f"unit {unit} of {model.core.hidden_size}, correlation {correlation:.2f}"
     print(f"{found}: right at {accuracy:.1%} of the tokens that it is tested on, always no at {baseline:.1%}")
 
-    length = 110 if TOKENISERS[vocabulary.tokeniser].per_word == 1 else 400
+    length = 400 if vocabulary.tokeniser == "char" else 110
     n = choose_passage(tokens, tested, start, length)
     tested, says, c, f = (values[n : n + length].tolist() for values in (tested, says, c, f))
     side, inside = "above" if correlation > 0 else "below", f'"inside a {args.property}"'
@@ -160,7 +161,8 @@ def main(argv=None):
         ("gate", "f, the unit's forget gate: black keeps all of c (f = 1), white forgets it (f = 0)"),
         ("outside", f"It is right at {accuracy:.1%} of the tokens of this text, always no at {baseline:.1%}. {ends}"),
     ]
-    write_atomically(args.file, draw(legend, tokens[n : n + length], tested, says, c, f).encode())
+    picture = draw(legend, tokens[n : n + length], tested, says, c, f)
+    pathlib.Path(args.file).write_text(picture, encoding="utf-8")
 
 
 if __name__ == "__main__":

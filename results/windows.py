@@ -7,7 +7,7 @@ of 256 characters and reads each without a state from before, which gives a larg
 window is left out.
 """
 
-from data import InputError, Parser, number, pairs, run_script, streams
+import data  # before torch, see there
 import torch
 
 from results.words import open_together
@@ -23,8 +23,8 @@ def evaluate_windows(model, tokens, start, length):
     """
     count = len(tokens) // length
     if count == 0:
-        raise InputError(f"the validation text has {len(tokens)} tokens, fewer than a window of {length}")
-    input, target = (streams(side, count).long() for side in pairs(tokens[: count * length], start))
+        raise data.InputError(f"the validation text has {len(tokens)} tokens, fewer than a window of {length}")
+    input, target = (data.streams(side, count).long() for side in data.pairs(tokens[: count * length], start))
     total = 0.0
     for x, y in zip(input.split(BATCH, dim=1), target.split(BATCH, dim=1)):  # (length, <= BATCH) each
         loss, _ = model.loss(x, y)
@@ -34,9 +34,9 @@ def evaluate_windows(model, tokens, start, length):
 
 def main(argv=None):
     """Run the command; argv is a list of words as in a shell, sys.argv if None."""
-    parser = Parser(__doc__)
+    parser = data.Parser(__doc__)
     parser.add_argument("checkpoints", nargs="+", metavar="checkpoint.pt", help="all trained on one corpus")
-    parser.add_argument("--length", type=number(int, 1), default=256, metavar="N", help="of a window (%(default)s)")
+    parser.add_argument("--length", type=data.at_least(1), default=256, metavar="N", help="of a window (%(default)s)")
     args = parser.parse_args(argv)
     loaded, corpus = open_together(args.checkpoints)
     for path, (model, _, _) in zip(args.checkpoints, loaded):
@@ -45,4 +45,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run_script(main)
+    data.run_script(main)

@@ -9,27 +9,32 @@ attention there follows its perplexity with smaller and larger memories than in 
 
 import math
 
-from data import UNK, InputError, Parser, load_corpus, pairs, run_script, windows
+import data  # before torch, see there
 import torch
 
+import sample
 from attention_lm import AttentionLM
-from sample import load_checkpoint
-from train import evaluate, perplexity
+from data import UNK, InputError
+from train import evaluate, perplexity, text_sums
 
 MEMORY_SIZES = (35, 70, 140, 400, 1000, 2000, 4000)
 NEAR = 400  # words
 
 
-def open_together(paths, model=None):
-    """Open checkpoints of one corpus -> (what `load_checkpoint` returns for each, the Corpus).
+def open_together(paths):
+    """Open checkpoints of one corpus -> (what `sample.load_checkpoint` returns for each, the Corpus).
 
-    model: as in `load_checkpoint`.  Raises InputError for a file that is no checkpoint, and for one of another corpus.
+    Raises InputError for a file that is no checkpoint, for one of another corpus, and for a corpus from Python.
     """
-    loaded = [load_checkpoint(path, model=model) for path in paths]
+    loaded = [sample.load_checkpoint(path) for path in paths]
     settings = loaded[0][2]["settings"]
-    corpus = load_corpus(*(settings[name] for name in ("data", "level", "min_count", "vocab_size", "split")))
-    if any(vocabulary.plain() != corpus.vocabulary.plain() for _, vocabulary, _ in loaded):
-        raise InputError("the checkpoints must be trained on one corpus, and this corpus unchanged")
+    if settings["data"] is None:
+        raise InputError(f"{paths[0]} was trained on a corpus from Python: give one that was trained with --data")
+    corpus = data.load_corpus(**data.corpus_settings(settings))
+    for path, (_, vocabulary, checkpoint) in zip(paths, loaded):
+        same_text = [tuple(sums) for sums in checkpoint["training"]["text"]] == text_sums(corpus)
+        if vocabulary.plain() != corpus.vocabulary.plain() or not same_text:
+            raise InputError(f"{path} is not of the corpus {settings['data']} as it is: give checkpoints of one corpus")
     return loaded, corpus
 
 
@@ -46,8 +51,8 @@ def stands_before(tokens, distance):
 def nats_of_each(model, tokens, start):
     """-log P of each token: integers (N,) -> float64 (N,). `train.evaluate` returns their mean."""
     nats, state = [], None
-    input, target = (side[:, None] for side in pairs(tokens, start))  # (N, 1)
-    for x, y in windows(input, target, 256):
+    input, target = (side[:, None] for side in data.pairs(tokens, start))  # (N, 1)
+    for x, y in data.windows(input, target, 256):
         log_probs, state = model(x, state)  # (T, 1, V)
         nats.append(-log_probs.gather(-1, y[..., None]).flatten().double())
     return torch.cat(nats)
@@ -55,7 +60,7 @@ def nats_of_each(model, tokens, start):
 
 def main(argv=None):
     """Run the command; argv is a list of words as in a shell, sys.argv if None."""
-    parser = Parser(__doc__)
+    parser = data.Parser(__doc__)
     parser.add_argument("checkpoints", nargs="+", metavar="checkpoint.pt", help="all trained on one corpus")
     args = parser.parse_args(argv)
     loaded, corpus = open_together(args.checkpoints)
@@ -78,4 +83,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run_script(main)
+    data.run_script(main)
