@@ -83,7 +83,7 @@ class AttentionLM(LanguageModel):
     memory_size: M outside training. In training it is at most 200.
     copy: whether the model copies.
     near: n outside training. In training it is half of this, see `bias`.
-    The other arguments are those of `LanguageModel`.
+    The other arguments are those of `LanguageModel`.  Raises ValueError for a size below 1.
 
     The state is a tuple: the tokens of the last K <= M positions (K, B), their states m (K, B, H), then h and c of the
     encoder (L, B, H), and context, h and c of the decoder (1, B, H).
@@ -93,6 +93,8 @@ class AttentionLM(LanguageModel):
         self, vocab_size, embedding_size, hidden_size, num_layers=1, memory_size=2000, copy=True, near=64, **options
     ):
         super().__init__(vocab_size, embedding_size, hidden_size, **options)
+        if min(memory_size, near) < 1:
+            raise ValueError(f"memory_size is {memory_size}, near {near}: expected 1 or more")
         self.num_layers, self.copy, self.near = num_layers, copy, near
         self.memory_size, self.memory_size_in_training = memory_size, min(memory_size, 200)
         self.sentinel = nn.Parameter(torch.zeros(hidden_size))

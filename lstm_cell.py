@@ -51,17 +51,13 @@ class LSTMCell(nn.Module):
 
     def __init__(self, input_size, hidden_size, bias=True):
         super().__init__()
-        self.input_size, self.hidden_size = input_size, hidden_size
+        self.input_size, self.hidden_size, self.bias = input_size, hidden_size, bias
         add_parameters(self, input_size, hidden_size, bias)
-
-    def extra_repr(self):
-        """What `print` shows between the brackets."""
-        return f"{self.input_size}, {self.hidden_size}"
 
     def forward(self, x, state=None):
         """x (B, I) or (I,), state = (h, c), each (B, H) or (H,), or None for zeros -> the next (h, c).
 
-        Raises ValueError for a wrong number of dimensions and RuntimeError for a wrong shape.
+        Raises ValueError for a wrong number of dimensions of x and RuntimeError for a wrong shape.
         """
         if x.dim() not in (1, 2):
             raise ValueError(f"LSTMCell takes x of shape (B, I) or (I,), got {tuple(x.shape)}")
@@ -141,7 +137,8 @@ def checked_state(state, x, input_size, shape):
         raise RuntimeError(f"x has shape {tuple(x.shape)}, expected {input_size} as the last size")
     if state is None:
         return x.new_zeros(shape), x.new_zeros(shape)
-    if isinstance(state, torch.Tensor) or len(state) != 2 or any(part.shape != shape for part in state):
+    is_pair = isinstance(state, (tuple, list)) and len(state) == 2
+    if not is_pair or any(getattr(part, "shape", None) != shape for part in state):
         raise RuntimeError(f"the state must be a pair (h, c) of tensors of shape {tuple(shape)}")
     return state
 

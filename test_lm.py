@@ -193,7 +193,6 @@ def test_constructors_take_torchs_arguments_or_refuse_them():
     for options in ([0.5], [False, 0.5]):  # the fifth argument of torch's is batch_first, the sixth dropout
         with pytest.raises(TypeError):
             LSTM(4, 6, 2, True, *options)
-    assert repr(LSTMCell(5, 3)) == repr(nn.LSTMCell(5, 3))
     assert repr(LSTM(5, 3, 2, dropout=0.5)) == repr(nn.LSTM(5, 3, 2, dropout=0.5))
 
 
@@ -326,8 +325,9 @@ def test_attention_is_torchs_attention_over_the_parts():
         assert_same([context, *grads[0]], [theirs, *grads[1]])
         assert_same([weights.sum(-1)], [torch.ones(B, T, dtype=torch.float64)])
         assert torch.equal(weights == 0, masked)
-        with torch.autocast("cpu", torch.bfloat16):  # which has too few digits for it
-            assert_same(attention(query, memory, bias), [context, weights])
+        with torch.autocast("cpu", torch.bfloat16):  # it has too few digits for the scores, and is not used
+            near = attention(query.float(), [part.float() for part in memory], bias.float())
+        assert_same(near, [context.float(), weights.float()], rtol=1e-4, atol=1e-5)
 
 
 def plain_attention_model(model, tokens):
@@ -442,42 +442,41 @@ def test_an_impossible_token_has_a_finite_loss(name):
     assert 80 < loss < 2e4 and all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
-def pairs(N, B):
-    """Names and random numbers, in pairs: name number name number ..., then the same pairs in another order (4N, B)."""
-    names, order = (torch.rand(N, B).argsort(0) for _ in "ab")  # (N, B)
-    numbers = torch.randint(N, 60, (N, B))
+def pairs(B):
+    """Names and random numbers, in six pairs, and then the same pairs in another order (24, B)."""
+    names, order = (torch.rand(6, B).argsort(0) for _ in "ab")  # (6, B)
+    numbers = torch.randint(6, 60, (6, B))
     names, numbers = (torch.cat((part, part.gather(0, order))) for part in (names, numbers))
-    return torch.stack((names, numbers), dim=1).flatten(0, 1)
+    return torch.stack((names, numbers), dim=1).flatten(0, 1)  # name number name number ...
 
 
-def mirrored(N, B):
-    """Different random tokens, and then the same tokens in reverse (2N, B)."""
-    tokens = torch.rand(2 * N, B).argsort(0)[:N]
+def mirrored(B):
+    """Six of twelve tokens, and then the same in reverse (12, B)."""
+    tokens = torch.rand(12, B).argsort(0)[:6]
     return torch.cat((tokens, tokens.flip(0)))
 
 
-def learn(model, text, steps, lr, clip=math.inf):
-    """Train on a text that a function makes for each step, and leave the model in evaluation mode."""
+def learn(model, text, B, steps, lr):
+    """Train on `text(B)`, another one at each step -> features, nats for each token, of 200 streams of one more."""
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
     for _ in range(steps):
         optimizer.zero_grad()
-        tokens = text()
+        tokens = text(B)
         model.loss(tokens[:-1], tokens[1:])[0].backward()
-        nn.utils.clip_grad_norm_(model.parameters(), clip)
+        nn.utils.clip_grad_norm_(model.parameters(), 0.5)  # as in train.py
         optimizer.step()
-    model.eval()
+    tokens = text(200)
+    log_probs, _ = model.eval()(tokens[:-1])
+    return model.features(tokens[:-1])[0], F.nll_loss(log_probs.mT, tokens[1:], reduction="none")
 
 
 @pytest.mark.parametrize("name", ["attention", "self-attention"])
 def test_attention_copies_what_it_can_only_know_by_looking_back(name):
     """When a random name comes again, its random number can only be copied."""
     model = make_model(name, vocab_size=60, size=32, dtype=torch.float32, memory_size=30, seed=1)
-    learn(model, lambda: pairs(6, 12), steps=30, lr=0.03)
-    tokens = pairs(6, 200)
-    log_probs, _ = model(tokens[:-1])
-    nats = F.nll_loss(log_probs[12::2].flatten(0, 1), tokens[13::2].flatten())
-    assert nats < 2  # without looking back, at least log 54 = 4.0
+    _, nats = learn(model, pairs, 12, steps=30, lr=0.03)
+    assert nats[12::2].mean() < 2  # without looking back, at least log 54 = 4.0
 
 
 @pytest.mark.parametrize("name", ["cell", "attention", "self-attention"])
@@ -489,14 +488,11 @@ def test_attention_alone_learns_to_look_back(name):
     """
     model = make_model(name, vocab_size=60, size=64, dtype=torch.float32, memory_size=30, copy=False, seed=1)
     nn.init.normal_(model.embedding.weight)  # with small ones the first steps take longer
-    learn(model, lambda: mirrored(6, 16), steps=160, lr=0.006, clip=0.5)  # the defaults of train.py
-    tokens = mirrored(6, 200)
-    features, _ = model.features(tokens[:-1])
-    nats = F.nll_loss(model.log_softmax(features)[6:].flatten(0, 1), tokens[7:].flatten())
+    features, nats = learn(model, mirrored, 16, steps=160, lr=0.006)  # as in train.py
     if name == "cell":
-        assert nats > 2.3  # with chance alone log 12 = 2.5: an LSTM does not learn it in this time
+        assert nats[6:].mean() > 2.3  # with chance alone log 12 = 2.5: an LSTM does not learn it in this time
     else:
-        assert nats < 0.5
+        assert nats[6:].mean() < 0.5
         assert (features.abs() > 0.98 * features.abs().max()).double().mean() < 0.05  # few at a bound, if there is one
 
 
@@ -655,7 +651,7 @@ def test_dropout_is_off_in_evaluation_and_on_in_training(name):
     assert_same(ours, [x, F.log_softmax(model.output(r), dim=-1)])
     for layers in (1, 2):
         model = make_model(name, num_layers=layers, dropout=0.5).train()
-        model.embed = model.embedding  # without dropout
+        model.embed = model.embedding.forward  # without dropout
         assert torch.equal(model.features(tokens)[0], model.features(tokens)[0]) == (layers == 1)
 
 
