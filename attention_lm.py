@@ -13,7 +13,8 @@ each step it compares its own state with those in the memory, and sees their mea
     score_j   = m_j . (h' + m_t) - decay log(max(t - j, n))
     a         = softmax(score)                      a weight for each position of the memory
     context'  = sum_j a_j m_j                       what the decoder sees by looking back
-    P(w)      = softmax(Linear([h', context', m_t]))_w                  with one more Linear, to the vocabulary
+    r         = Linear([h', context', m_t])         the features
+    P(w)      = softmax(Linear(r))_w                the probability of the next token
 
 The score is a dot product. The encoder's newest state m_t is added to h', because it agrees with the encoder's own
 earlier states from the first training step on. `decay`, a learned number, makes positions far back count less; those
@@ -25,7 +26,7 @@ dot product. It is always visible. A model that does not want to look back looks
 **2. Copying** (`--model attention`). The state m_j was the model's after the token x_j, and the token x_{j+1} came
 next. If the text is in the same situation now, the same token may come next again:
 
-    P(w) = a_0 softmax(...)_w + sum_j a_j [x_{j+1} = w]         the brackets are 1 if the tokens are equal, else 0
+    P(w) = a_0 softmax(Linear(r))_w + sum_j a_j [x_{j+1} = w]   the brackets are 1 if the tokens are equal, else 0
 
 This is a mixture of two distributions: the model generates a token with probability a_0, the weight of the sentinel,
 and copies one with probability 1 - a_0. For example, after "the cat sat . but the":
@@ -130,7 +131,7 @@ class AttentionLM(LanguageModel):
         bias = self.bias(input, next_tokens, M)  # (B, T, 1 + S)
         x = self.embed(input)  # (T, B, E)
         m, (h, c) = self.encode(x, (h, c))  # (T, B, H)
-        sentinel = self.sentinel.expand(len(input[0]), 1, -1)  # (B, 1, H)
+        sentinel = self.sentinel.expand(input.shape[1], 1, -1)  # (B, 1, H)
         memory = [sentinel, carried.transpose(0, 1).contiguous(), m.transpose(0, 1).contiguous()]  # 1 + K + T positions
         features, weights, decoder_state = self.decode(x, m, memory, bias, decoder_state)
         carried = torch.cat((carried, m))  # (S, B, H)
