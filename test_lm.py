@@ -10,9 +10,7 @@ the files in the README.
 import collections
 import contextlib
 import csv
-import errno
 import functools
-import gzip
 import hashlib
 import inspect
 import io
@@ -25,13 +23,11 @@ import pickle
 import random
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import time
 import unicodedata
-import unittest.mock
 
 import data  # before torch, see there
 import pytest
@@ -54,10 +50,8 @@ SIZES = "--hidden-size 16 --batch-size 4 --bptt 8 --lr 0.02 --device cpu --dtype
 SMALL = [*SIZES, "--epochs", "2"]  # 47 steps in an epoch
 TINY = [*SIZES, "--bptt", "40", "--hidden-size", "8", "--epochs", "1"]  # 10 steps in an epoch
 ATTENTION = ["attention", "attention-alone", "self-attention"]  # the second does not copy
-OURS = ["lstm", "cell", *ATTENTION]
 KINDS = [*attention_lm.MODELS, "attention-alone"]  # with the models that you add to `attention_lm.MODELS`
 each_attention = pytest.mark.parametrize("name", ATTENTION)
-each_model = pytest.mark.parametrize("name", MODELS)
 each_kind = pytest.mark.parametrize("name", KINDS)
 
 
@@ -90,20 +84,15 @@ def make_model(name, vocab_size=11, size=6, dtype=torch.float64, seed=0, **more)
     return attention_lm.MODELS[settings["model"]](vocab_size, settings).to(dtype).eval()
 
 
-def results_and_gradients(module, inputs, hx, bfloat16=False):
-    """A module's output, states, and the gradients into its inputs, states and parameters of one scalar.
-
-    bfloat16: compute products in it, by autocast, which ends before the backward, as in training.
-    """
+def results_and_gradients(module, inputs, hx):
+    """A module's output, states, and the gradients into its inputs, states and parameters of one scalar."""
     inputs = inputs.detach().clone().requires_grad_()
     hx = None if hx is None else tuple(part.detach().clone().requires_grad_() for part in hx)
     module.zero_grad()
-    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-        output, rest = module(inputs, hx)
+    torch.manual_seed(1)  # for dropout, and for the weights
+    output, rest = module(inputs, hx)
     flat = [output, *(rest if isinstance(rest, tuple) else [rest])]
-    generator = torch.Generator().manual_seed(1)
-    weights = [torch.randn(part.shape, generator=generator, dtype=torch.float64).to(part.dtype) for part in flat]
-    sum((part * weight).sum() for part, weight in zip(flat, weights)).backward()
+    sum((part * torch.randn_like(part)).sum() for part in flat).backward()
     grads = {name: parameter.grad for name, parameter in module.named_parameters()}
     return [*flat, inputs.grad, *(part.grad for part in hx or ()), *(grads[name] for name in sorted(grads))]
 
@@ -120,32 +109,48 @@ def shapes(count, seed, *limits):
     return [tuple(draw.randint(1, limit) for limit in limits) for _ in range(count)]
 
 
+def refused(message, call, *args):
+    """`call(*args)` raises an InputError that says this."""
+    with pytest.raises(InputError, match=message):
+        call(*args)
+
+
+def ended(capsys, main, *words):
+    """Run a script's `main` as its command does -> its exit code, what it printed, and what it printed on stderr."""
+    with pytest.raises(SystemExit) as left:
+        data.run_script(lambda: main(list(words)))
+    return left.value.code, *capsys.readouterr()
+
+
 # --- lstm_cell.py ------------------------------------------------------------------------
+
+
+def twins(ours, theirs, *sizes, **options):
+    """A module of ours and one of torch's, made from one seed: their parameters have the same names and values."""
+    modules = []
+    for kind in (ours, theirs):
+        torch.manual_seed(0)
+        modules.append(kind(*sizes, **options))
+    a, b = (module.state_dict() for module in modules)
+    assert list(a) == list(b) and all(torch.equal(a[name], b[name]) for name in a)
+    return [module.double() for module in modules]
 
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_cell_is_torchs_cell(bias):
     for B, I, H in shapes(12, 0, 9, 12, 12):
-        torch.manual_seed(B + I + H)
-        theirs, ours = nn.LSTMCell(I, H, bias=bias).double(), LSTMCell(I, H, bias=bias).double()
-        ours.load_state_dict(theirs.state_dict())
+        ours, theirs = twins(LSTMCell, nn.LSTMCell, I, H, bias=bias)
         for batch in ((B,), ()):  # batched and not
             x, h, c = (torch.randn(*batch, size, dtype=torch.float64) for size in (I, H, H))
             for hx in ((h, c), None):
                 assert_same(results_and_gradients(ours, x, hx), results_and_gradients(theirs, x, hx))
 
 
-def lstm_pair(I, H, L, bias=True):
-    ours, theirs = (kind(I, H, L, bias).double() for kind in (LSTM, nn.LSTM))
-    ours.load_state_dict(theirs.state_dict())
-    return ours, theirs
-
-
 @pytest.mark.parametrize("bias", [True, False])
 def test_lstm_is_torchs_lstm(bias):
+    """Also in training with dropout between layers."""
     for T, B, I, H, L in shapes(15, 1, 9, 6, 9, 9, 3):
-        torch.manual_seed(T + B + I + H + L)
-        ours, theirs = lstm_pair(I, H, L, bias)
+        ours, theirs = twins(LSTM, nn.LSTM, I, H, L, bias, dropout=0.5 if L > 1 else 0.0)
         for batch in ((B,), ()):
             x = torch.randn(T, *batch, I, dtype=torch.float64)
             h, c = torch.randn(2, L, *batch, H, dtype=torch.float64)
@@ -153,25 +158,12 @@ def test_lstm_is_torchs_lstm(bias):
                 assert_same(results_and_gradients(ours, x, hx), results_and_gradients(theirs, x, hx))
 
 
-@pytest.mark.parametrize("ours, theirs", [(LSTMCell, nn.LSTMCell), (LSTM, nn.LSTM)])
-def test_parameters_are_drawn_as_torchs(ours, theirs):
-    for options in ({}, {"bias": False}, *[{"num_layers": 3}] * (ours is LSTM)):
-        torch.manual_seed(3)
-        a = ours(5, 7, **options).state_dict()
-        torch.manual_seed(3)
-        b = theirs(5, 7, **options).state_dict()
-        assert list(a) == list(b) and all(torch.equal(a[name], b[name]) for name in a)
-
-
 def test_wrong_sizes_are_refused():
-    """By the cell, where torch's refuses them; by the LSTM."""
     x_h_c = [((2, 3, 4),), ((),), ((2, 5),), ((5,),), ((2, 4), (3, 6), (3, 6)), ((2, 4), (2, 5), (2, 5))]
     x_h_c += [((2, 4), (2, 6), (2, 5)), ((2, 4), (1, 2, 6), (1, 2, 6)), ((4,), (5,), (5,))]
     for x, *state in x_h_c:
-        hx = tuple(map(torch.zeros, state)) or None
-        for kind, message in ((nn.LSTMCell, None), (LSTMCell, "of shape|has shape")):
-            with pytest.raises((ValueError, RuntimeError), match=message):
-                kind(4, 6)(torch.zeros(x), hx)
+        with pytest.raises((ValueError, RuntimeError), match="of shape|has shape"):
+            LSTMCell(4, 6)(torch.zeros(x), tuple(map(torch.zeros, state)) or None)
     for shape in [(0, 2, 4), (2, 2, 5), (2,), (1, 2, 3, 4)]:
         with pytest.raises(RuntimeError, match="of shape|has shape"):
             LSTM(4, 6)(torch.zeros(shape))
@@ -200,8 +192,7 @@ def test_second_derivatives_are_torchs():
     """Also where a gradient is differentiated: jvp, hessian, hvp and a gradient penalty."""
     functional = torch.autograd.functional
     for T, B, I, H, L in shapes(6, 2, 4, 3, 4, 4, 2):
-        torch.manual_seed(T + B + I + H + L)
-        modules, both = lstm_pair(I, H, L), []
+        modules, both = twins(LSTM, nn.LSTM, I, H, L), []
         point, along = ([torch.randn(T, B, I), *torch.randn(2, L, B, H)] for _ in "ab")
         point, along = (tuple(part.double() for part in parts) for parts in (point, along))
         for module in modules:
@@ -217,21 +208,8 @@ def test_second_derivatives_are_torchs():
             jvp, hvp = functional.jvp(loss, point, along)[1], functional.hvp(loss, point, along)[1]
             both.append([jvp, *hvp, *hessian, *penalty])
         assert_same(*both)
-
-
-def test_lstm_is_plain_code_for_torch_func():
-    """One gradient for each stream, by vmap of grad, is what autograd finds stream by stream."""
-    torch.manual_seed(0)
-    lstm, x = LSTM(3, 4, 2).double(), torch.randn(5, 6, 3, dtype=torch.float64)
-    parameters = dict(lstm.named_parameters())
-
-    def loss(parameters, x):
-        return torch.func.functional_call(lstm, parameters, (x,))[0].square().sum()
-
-    ours = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 1))(parameters, x)
-    for b in range(6):
-        expected = torch.autograd.grad(loss(parameters, x[:, b]), list(parameters.values()))
-        assert_same([ours[name][b] for name in parameters], expected)
+        lstm, x = modules[0], point[0]
+        assert_same([torch.func.vmap(lstm, 1, 1)(x)[0]], [lstm(x)[0]])  # torch.func sees plain code, too
 
 
 @pytest.mark.parametrize("name", ["cell", *ATTENTION])
@@ -276,37 +254,6 @@ def test_backpropagation_by_hand_is_autograd(monkeypatch):
         assert_same([dz, dW_hh], [torch.stack([z.grad for z in zs]), lstm.weight_hh_l0.grad])
 
 
-def test_lstm_in_lower_precision():
-    """In float32, and with products in bfloat16 under autocast, values and gradients stay near those in float64."""
-    torch.manual_seed(0)
-    for T, B, I, H, L in [(12, 7, 33, 64, 2), (1, 1, 16, 16, 1), (35, 20, 50, 50, 1), (4, 9, 1, 560, 1)]:
-        exact, _ = lstm_pair(I, H, L)
-        x, hx = torch.randn(T, B, I, dtype=torch.float64), tuple(torch.randn(2, L, B, H, dtype=torch.float64))
-        expected = results_and_gradients(exact, x, hx)
-        single = LSTM(I, H, L)
-        single.load_state_dict(exact.state_dict())
-        near = results_and_gradients(single, x.float(), tuple(part.float() for part in hx))
-        assert_same([part.double() for part in near], expected, rtol=1e-4, atol=1e-4)
-        rough = results_and_gradients(single, x.float(), tuple(part.float() for part in hx), bfloat16=True)
-        assert all(part.dtype == torch.float32 for part in rough)
-        assert all((a.double() - b).norm() < 0.03 * b.norm() for a, b in zip(rough, expected))
-
-
-def test_lstm_dropout_is_between_its_layers_in_training():
-    torch.manual_seed(0)
-    lstm, x = LSTM(4, 8, 2, dropout=0.5), torch.randn(6, 5, 4)
-    layers = LSTM(4, 8), LSTM(8, 8)
-    for number, layer in enumerate(layers):
-        weights = {name: value for name, value in lstm.state_dict().items() if name.endswith(str(number))}
-        layer.load_state_dict({name[:-1] + "0": value for name, value in weights.items()})
-    torch.manual_seed(1)
-    output, _ = lstm(x)
-    torch.manual_seed(1)
-    assert torch.equal(output, layers[1](F.dropout(layers[0](x)[0], 0.5))[0])
-    assert not torch.equal(output, lstm(x)[0])
-    assert torch.equal(lstm.eval()(x)[0], layers[1](layers[0](x)[0])[0])
-
-
 # --- lstm_lm.py and attention_lm.py --------------------------------------------------------
 
 
@@ -332,44 +279,39 @@ def test_attention_is_torchs_attention_over_the_parts():
 
 def plain_attention_model(model, tokens):
     """The model written in plain loops, one stream and one position at a time -> probabilities (T, B, V)."""
-    T, B = tokens.shape
     zeros, M = torch.zeros(model.hidden_size, dtype=torch.float64), model.memory_size
     n = max(1, model.near // 2) if model.training else model.near
     predictions = []
-    for b in range(B):
+    for stream in tokens.t():
         state = encoder_state = (zeros, zeros)
         context, memory, rows = zeros, [], []
-        for t in range(T):
-            token = tokens[t, b]
-            if t > 0:
-                memory.append((m, token))  # now it is known what came next
+        for t, token in enumerate(stream):
             x = model.embedding.weight[token]
             if isinstance(model, attention_lm.SelfAttentionLM):
-                h, c = state = plain_step(model.decoder, x, state, "_l0")
+                h, _ = state = plain_step(model.decoder, x, state, "_l0")
                 m = query = h
                 seen = [h]
             else:
                 m, _ = encoder_state = plain_step(model.encoder, x, encoder_state, "_l0")
-                h, c = state = plain_step(model.decoder, torch.cat((x, context)), state)
+                h, _ = state = plain_step(model.decoder, torch.cat((x, context)), state)
                 query = h + m
                 seen = [h, m]
             visible = range(max(0, t - M), t)  # positions t-M to t-1
             if model.copy:
-                visible = [j for j in visible if memory[j][1] != token]
+                visible = [j for j in visible if stream[j + 1] != token]
             scores = [model.sentinel @ query + model.sentinel_bias[0]]
-            scores += [memory[j][0] @ query - model.decay[0] * math.log(max(t - j, n)) for j in visible]
-            a = [score.exp() / sum(other.exp() for other in scores) for score in scores]
-            context = a[0] * model.sentinel
-            for weight, j in zip(a[1:], visible):
-                context = context + weight * memory[j][0]
+            scores += [memory[j] @ query - model.decay[0] * math.log(max(t - j, n)) for j in visible]
+            generate, *a = (score.exp() / sum(other.exp() for other in scores) for score in scores)
+            context = generate * model.sentinel + sum(weight * memory[j] for weight, j in zip(a, visible))
             seen.insert(1, context)
             features = model.readout.weight @ torch.cat(seen) + model.readout.bias
-            p = list(torch.softmax(model.output.weight @ features + model.output.bias, 0))
+            p = torch.softmax(model.output.weight @ features + model.output.bias, 0)
             if model.copy:
-                p = [a[0] * generated for generated in p]
-                for weight, j in zip(a[1:], visible):
-                    p[memory[j][1]] = p[memory[j][1]] + weight
-            rows.append(torch.stack(p))
+                p = generate * p
+                for weight, j in zip(a, visible):
+                    p = p + weight * F.one_hot(stream[j + 1], len(p))
+            rows.append(p)
+            memory.append(m)
         predictions.append(torch.stack(rows))
     return torch.stack(predictions, dim=1)
 
@@ -431,15 +373,6 @@ def test_a_text_cannot_be_doubled_by_copying(name):
     assert_same([ours[again]], [generated[again]])
     others = ~again & (torch.arange(11) < 3)
     assert (ours[others] > generated[others] + 0.1).double().mean() > 0.5
-
-
-@each_attention
-def test_an_impossible_token_has_a_finite_loss(name):
-    model = make_model(name, dtype=torch.float32)
-    nn.init.constant_(model.output.bias[3:4], -1e4)
-    loss, _ = model.loss(torch.zeros(6, 2).long(), torch.full((6, 2), 3))
-    loss.backward()
-    assert 80 < loss < 2e4 and all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
 def pairs(B):
@@ -530,16 +463,9 @@ def test_no_model_sees_the_future_or_another_stream(name):
 
 @each_kind
 def test_one_hot_is_an_embedding(name):
-    """W_ih of one-hot input is W_ih E^T of an embedding E: the same function."""
-    by_lookup, by_vector = make_model(name), make_model(name, input="one-hot")
-    weights = by_lookup.state_dict()
-    E = weights.pop("embedding.weight")  # (V, E)
-    for key in weights:
-        if key.endswith("weight_ih_l0"):
-            weights[key] = weights[key] @ E.t()
-        if key == "decoder.weight_ih":
-            weights[key] = torch.cat((weights[key][:, :6] @ E.t(), weights[key][:, 6:]), 1)
-    by_vector.load_state_dict(weights)
+    """That one whose vectors are the rows of the unit matrix."""
+    by_vector, by_lookup = make_model(name, input="one-hot"), make_model(name, embedding_size=11)
+    by_lookup.load_state_dict({**by_vector.state_dict(), "embedding.weight": torch.eye(11)})
     tokens = torch.randint(11, (12, 2))
     assert_same([by_vector(tokens)[0]], [by_lookup(tokens)[0]])
 
@@ -557,6 +483,11 @@ def test_log_probabilities_and_loss(name):
         assert_same([loss, *after], [expected, *state])
     with pytest.raises(ValueError, match="they must be equal"):
         model.loss(torch.zeros(4, 3).long(), torch.zeros(3, 4).long())
+    model = make_model(name, dtype=torch.float32)
+    nn.init.constant_(model.output.bias[3:4], -1e4)  # an impossible token has a finite loss
+    loss, _ = model.loss(torch.zeros(6, 2).long(), torch.full((6, 2), 3))
+    loss.backward()
+    assert 80 < loss < 2e4 and all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("layers", [1, 2])
@@ -575,26 +506,28 @@ def test_gradcheck_of_whole_models(name, layers):
     assert torch.autograd.gradcheck(loss, parameters, fast_mode=True, atol=1e-7, rtol=1e-4)
 
 
-@each_kind
+@pytest.mark.parametrize("name", [name for name in KINDS if name != "lstm"])  # not each processor has torch's
 def test_bfloat16_products_leave_the_loss_in_float32(name):
+    """The loss and its gradients stay near those with products in float32."""
     model = make_model(name, 500, size=16, dtype=torch.float32)
     input, target = torch.randint(500, (2, 12, 3))
+    exact, _ = model.loss(input, target)
     with torch.autocast("cpu", torch.bfloat16):
-        if name == "lstm":
-            try:
-                model(input)
-            except RuntimeError as error:
-                pytest.skip(f"torch.nn.LSTM has no bfloat16 on this processor: {error}")
         loss, state = model.loss(input, target)
         log_probs, _ = model(input, state)
-    assert loss.dtype == log_probs.dtype == torch.float32
-    assert abs(loss - model.loss(input, target)[0]) < 1e-3
+    assert loss.dtype == log_probs.dtype == torch.float32 and abs(loss - exact) < 1e-3
+    near, grads = (torch.autograd.grad(part, list(model.parameters())) for part in (loss, exact))
+    assert all((a - b).norm() < 0.02 * b.norm() + 1e-5 for a, b in zip(near, grads))
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", [*MODELS, "attention-alone"])
 def test_first_weights(name):
+    """And their shapes, with sizes that are not equal."""
     for tie in (False, True):
-        model = make_model(name, 500, 20, tie_weights=tie)
+        model = make_model(name, 500, 20, embedding_size=16, tie_weights=tie)
+        assert (model.output.weight is model.embedding.weight) == tie
+        assert model.output.weight.shape == (500, 16 if tie else 20)
+        assert model(torch.arange(9)[:, None])[0].shape == (9, 1, 500)
         for weight in (model.embedding.weight.detach(), model.output.weight.detach()):
             assert 0.099 < weight.abs().max() < 0.1001  # uniform between them
             assert weight.std().item() == pytest.approx(0.1 / 3**0.5, rel=0.02)
@@ -602,16 +535,6 @@ def test_first_weights(name):
     if name in ATTENTION:
         _, weights, _, _ = model.attend(torch.arange(9)[:, None])
         assert_same([weights[6, 0, 1:6] * 7.4], [weights[6, 0, :1].expand(5)], rtol=0.2, atol=0.0)
-
-
-@each_kind
-def test_layers_and_sizes_are_used(name):
-    assert len(list(make_model(name).parameters())) < len(list(make_model(name, num_layers=2).parameters()))
-    for tie in (True, False):
-        model = make_model(name, embedding_size=4, tie_weights=tie)
-        assert model(torch.randint(11, (5, 2)))[0].shape == (5, 2, 11)
-        assert model.output.weight.shape == (11, 4 if tie else 6)
-        assert (model.output.weight is model.embedding.weight) == tie
 
 
 def test_hidden_sizes_give_equally_many_parameters():
@@ -627,30 +550,24 @@ def test_hidden_sizes_give_equally_many_parameters():
 
 
 def test_what_no_model_can_be_is_refused():
-    assert isinstance(make_model("lstm").core, nn.LSTM) and isinstance(make_model("cell").core, LSTM)
-    with pytest.raises(ValueError, match="core is 'Cell'"):
-        LSTMLM(11, 6, 6, core="Cell")
-    for kind in (LSTMLM, AttentionLM):
-        for options in ({"dropout": 1.0}, {"dropout": -0.1}, {"tie_weights": True, "one_hot": True}):
-            with pytest.raises(ValueError, match="dropout|tied weights"):
-                kind(11, 6, 6, **options)
+    wrongs = [(LSTMLM, "core", "Cell"), (LSTMLM, "dropout", 1.0), (AttentionLM, "dropout", -0.1)]
+    for kind, name, value in [*wrongs, (AttentionLM, "memory_size", 0)]:
+        with pytest.raises(ValueError, match=f"{name} is {value!r}"):
+            kind(11, 6, 6, **{name: value})
 
 
 @each_kind
 def test_dropout_is_off_in_evaluation_and_on_in_training(name):
-    tokens = torch.randint(11, (8, 2))
-    model = make_model(name, num_layers=2, dropout=0.5).train()
-    assert not torch.equal(model(tokens)[0], model(tokens)[0])
-    assert torch.equal(model.eval()(tokens)[0], model(tokens)[0])
-    # It is behind the embedding, before the output layer, and between layers.
-    r = torch.randn(8, 2, 6, dtype=torch.float64)
-    torch.manual_seed(1)
-    ours = [model.train().embed(tokens), model.log_softmax(r)]
-    torch.manual_seed(1)
-    x, r = F.dropout(model.embedding(tokens), 0.5), F.dropout(r, 0.5)
-    assert_same(ours, [x, F.log_softmax(model.output(r), dim=-1)])
+    """It is behind the embedding, before the output layer, and between layers."""
+    tokens, r = torch.randint(11, (8, 2)), torch.randn(8, 2, 6, dtype=torch.float64)
     for layers in (1, 2):
-        model = make_model(name, num_layers=layers, dropout=0.5).train()
+        model = make_model(name, num_layers=layers, dropout=0.5)
+        assert torch.equal(model(tokens)[0], model(tokens)[0])
+        torch.manual_seed(1)
+        ours = [model.train().embed(tokens), model.log_softmax(r)]
+        torch.manual_seed(1)
+        x, dropped = F.dropout(model.embedding(tokens), 0.5), F.dropout(r, 0.5)
+        assert_same(ours, [x, F.log_softmax(model.output(dropped), dim=-1)])
         model.embed = model.embedding.forward  # without dropout
         assert torch.equal(model.features(tokens)[0], model.features(tokens)[0]) == (layers == 1)
 
@@ -704,41 +621,25 @@ def test_vocabulary():
     assert Vocabulary.build(counts, "word", max_size=3).index2word == ["<unk>", "b", "<eos>"]
     assert Vocabulary.build({"b": 2, "a": 3, "c": 0}, "word").index2word == ["a", "b", "<eos>", "<unk>"]
     assert "\n" in Vocabulary.build({"a": 1}, "char").word2index  # what the first token is predicted from
-    again = Vocabulary(**vocabulary.plain())
-    assert (again.index2word, again.start, again.unknown, len(again)) == (vocabulary.index2word, 1, 3, 4)
-
-
-def merge(tokens, pair):
-    """Join each occurrence of a pair of tokens."""
-    merged = []
-    for token in tokens:
-        joins = merged and (merged[-1], token) == pair
-        merged.append(merged.pop() + token if joins else token)
-    return merged
-
-
-def learn_merges(text):
-    """A byte-pair encoding: the 50 most frequent pairs of tokens, each found after those before it were joined."""
-    tokens, pairs = list(text), []
-    for _ in range(50):
-        pairs.append(collections.Counter(itertools.pairwise(tokens)).most_common(1)[0][0])
-        tokens = merge(tokens, pairs[-1])
-    return pairs
+    assert (vocabulary.start, vocabulary.unknown, len(vocabulary)) == (1, 3, 4)
 
 
 def test_a_tokeniser_may_learn_from_the_training_text(monkeypatch):
-    pairs = data.Tokeniser(lambda text, learned: functools.reduce(merge, learned, text), iter, "\n", learn=learn_merges)
-    monkeypatch.setitem(data.TOKENISERS, "pairs", pairs)
+    def learn(text):
+        return [word for word, _ in collections.Counter(text.split()).most_common(9)]
+
+    def cut(text, words):
+        return re.findall("|".join([*words, "(?s:.)"]), text)  # in these words, and else in characters
+
+    monkeypatch.setitem(data.TOKENISERS, "words", data.Tokeniser(cut, iter, "\n", learn=learn))
     text, file = make_text(), io.BytesIO()
-    parts, corpus = data.split_text(text, "pairs"), data.corpus_of([text], "pairs")
+    parts, corpus = data.split_text(text, "words"), data.corpus_of([text], "words")
     torch.save(corpus.vocabulary.plain(), file)
     vocabulary = Vocabulary(**torch.load(io.BytesIO(file.getvalue()), weights_only=True))
-    assert vocabulary.learned == learn_merges(parts[0]) != learn_merges(text)
-    assert "".join(vocabulary.join(vocabulary.decode(corpus.train))) == parts[0]
+    assert vocabulary.learned == learn(parts[0]) != learn(text)
     for part, tokens in zip(parts, corpus[1:]):
-        cut = vocabulary.cut(part)
-        assert "".join(cut) == part and len(cut) < len(part) / 3
-        assert torch.equal(vocabulary.encode(cut), tokens.long())
+        assert "".join(vocabulary.join(vocabulary.decode(tokens))) == part and len(tokens) < 0.7 * len(part)
+        assert torch.equal(vocabulary.encode(vocabulary.cut(part)), tokens.long())
 
 
 def test_splits_are_contiguous_and_cut_no_document():
@@ -767,30 +668,24 @@ def test_a_text_with_any_separator_can_be_split(gap, tmp_path):
         assert data.read_text(tmp_path / "text.txt") == "one\ntwo\n"
 
 
-NO_TEXT = [
-    ("’x".encode("cp1252"), r"not UTF-8 \(byte 0 is 0x92\): save it as UTF-8"),
-    (b"\xef\xbb\xbfabc\xe9", r"not UTF-8 \(byte 6 is 0xe9\): save it as UTF-8"),
-    ("text".encode("utf-16"), "looks like UTF-16: save it as UTF-8"),
-    ("text".encode("utf-16-le"), r"binary \(character 1 is zero\): save it as UTF-8"),
-    (gzip.compress(b"text"), "looks like gzip"),
-    (b" \n", "is empty"),
-]
-
-
-@pytest.mark.parametrize("raw, found", NO_TEXT, ids=[found for _, found in NO_TEXT])
-def test_what_is_no_text_is_told(raw, found, tmp_path):
-    (tmp_path / "file").write_bytes(raw)
-    with pytest.raises(InputError, match=found):
-        data.read_text(tmp_path / "file")
+def test_what_is_no_text_is_told(tmp_path):
+    for raw, found in [
+        ("’x".encode("cp1252"), r"not UTF-8 \(byte 0 is 0x92\): save it as UTF-8"),
+        (b"\xef\xbb\xbfabc\xe9", r"not UTF-8 \(byte 6 is 0xe9\): save it as UTF-8"),
+        ("text".encode("utf-16"), "looks like UTF-16: save it as UTF-8"),
+        ("text".encode("utf-16-le"), r"binary \(character 1 is zero\): save it as UTF-8"),
+        (b"\x1f\x8b\x08\x00", "looks like gzip"),
+        (b" \n", "is empty"),
+    ]:
+        (tmp_path / "file").write_bytes(raw)
+        refused(found, data.read_text, tmp_path / "file")
 
 
 def test_a_text_that_does_not_suit_is_told():
     dna = ["ACGT" * 1000]
-    for strings, message in [(make_text(), "give a list of strings"), (["Too short."], "too short.*give more text")]:
-        with pytest.raises(InputError, match=message):
-            data.corpus_of(strings)
-    with pytest.raises(InputError, match="no words between spaces.*--level char"):
-        data.corpus_of(dna)
+    refused("give a list of strings", data.corpus_of, make_text())
+    refused("too short.*give more text", data.corpus_of, ["Too short."])
+    refused("no words between spaces.*--level char", data.corpus_of, dna)
     assert data.sizes(data.corpus_of(dna, "char")) == (
         "3,200 train, 400 valid, 400 test tokens, 6 different, 0.0% of the valid ones <unk>"
     )
@@ -803,20 +698,15 @@ def test_a_text_that_does_not_suit_is_told():
 
 def test_split_fractions(tmp_path):
     text = make_text()
+    for split, sizes in [(None, [800, 100, 100]), ((0.7, 0.2), [700, 200, 100]), ((0.9, 0.1), [900, 100, 0])]:
+        parts = data.split_text(text[:1000], "char", split)
+        assert [len(part) for part in parts] == sizes and "".join(parts) == text[:1000]
     (tmp_path / "text.txt").write_text(text)
-    end = int(0.9 * len(text))
-    assert data.split_text(text, "char", (0.9, 0.1)) == [text[:end], text[end:], ""]
-    assert [len(part) for part in data.split_text("x" * 1000, "char")] == [800, 100, 100]
-    assert [len(part) for part in data.split_text("x" * 1000, "char", (0.7, 0.2))] == [700, 200, 100]
-    corpus = data.load_corpus(tmp_path / "text.txt", "char", split=(0.9, 0.1))
-    assert [len(corpus.train), len(corpus.valid), len(corpus.test)] == [end, len(text) - end, 0]
     assert len(data.load_corpus(tmp_path / "text.txt", split=(0.9, 0.1)).test) == 0
-    with pytest.raises(InputError, match="sum to more than 1"):
-        data.load_corpus(tmp_path / "text.txt", split=(0.9, 0.2))
+    refused("sum to more than 1", data.load_corpus, tmp_path / "text.txt", "word", 3, None, (0.9, 0.2))
     for split in data.SPLITS:
         (tmp_path / f"{split}.txt").write_text(text)
-    with pytest.raises(InputError, match="leave --split out"):
-        data.load_corpus(tmp_path, split=(0.9, 0.1))
+    refused("leave --split out", data.load_corpus, tmp_path, "word", 3, None, (0.9, 0.1))
 
 
 def test_pairs_and_streams_and_windows():
@@ -840,24 +730,21 @@ def test_the_docstrings_example():
     """The picture in data.py's docstring is what happens."""
     tokens = list(data.normalise("A cat sat. It slept."))
     vocabulary = Vocabulary.build(collections.Counter(tokens), "word")
-    ids = vocabulary.encode(tokens)
-    input, target = data.pairs(ids, vocabulary.start)
-    assert tokens == "a cat sat . <eos> it slept . <eos>".split()
-    assert ids.tolist() == [2, 3, 5, 0, 1, 4, 6, 0, 1] and input.tolist() == [1, 2, 3, 5, 0, 1, 4, 6, 0]
-    assert data.streams(input, 2).tolist() == [[1, 0], [2, 1], [3, 4], [5, 6]]
-    assert data.streams(target, 2).tolist() == [[2, 1], [3, 4], [5, 6], [0, 0]]
-    for number in range(4):  # and the docstring shows these numbers
-        rows = [*data.streams(input, 2)[number].tolist(), *data.streams(target, 2)[number].tolist()]
-        assert "{}  {}    {}  {}".format(*rows) in data.__doc__
+    input, target = data.pairs(vocabulary.encode(tokens), vocabulary.start)
+    batch = torch.cat((data.streams(input, 2), data.streams(target, 2)), dim=1)
+    shown = re.sub(" +", " ", data.__doc__)
+    lines = [["tokens", *tokens], ["ids", *target.tolist()], ["input", *input.tolist()], ["target", *target.tolist()]]
+    for line in [*lines, *(["\n", *row] for row in batch.tolist())]:
+        assert " ".join(map(str, line)) in shown
 
 
 def test_the_built_in_corpus():
     text = data.python_docs()
     parts = data.split_text(text)
-    corpus, tokens = data.prepare(parts), list(data.normalise(parts[2]))
-    assert len(corpus.train) > 200_000 and len(corpus.valid) > 20_000 and len(corpus.test) > 20_000
-    assert corpus.train.dtype == corpus.test.dtype == torch.int32
-    assert torch.equal(corpus.test.long(), corpus.vocabulary.encode(tokens))
+    assert len(parts[0]) > 1_000_000 and len(parts[1]) > 100_000 and len(parts[2]) > 100_000
+    corpus, tokens = data.prepare([parts[1], parts[2], ""]), list(data.normalise(parts[2]))  # all would take longer
+    assert corpus.train.dtype == corpus.valid.dtype == torch.int32
+    assert torch.equal(corpus.valid.long(), corpus.vocabulary.encode(tokens))
     assert torch.bincount(corpus.train)[-1] == 3  # rarer words are unknown
     paragraphs = [" ".join(paragraph.split()) for paragraph in text.split("\n\n") if paragraph.strip()]
     assert len(paragraphs) > 10_000
@@ -904,30 +791,12 @@ def test_download_is_checked_cached_and_atomic(monkeypatch, tmp_path):
     for wrong in (None, text + b"!"):
         if wrong:
             file.write_bytes(wrong)
-        with pytest.raises(InputError, match=r"no download \(.*: save file:.*/input.txt .* as .*cache.*input.txt"):
-            data.load_corpus("shakespeare")
+        refused(r"no download \(.*: save file:.*/input.txt .* as .*cache.*input.txt", data.load_corpus, "shakespeare")
         assert not list((tmp_path / "cache").rglob("*.*"))
     file.write_bytes(text)
     corpus = data.load_corpus("shakespeare")
     file.unlink()
     assert torch.equal(data.load_corpus("shakespeare").train, corpus.train)  # from the cache, offline
-
-
-ENDS = [  # (error, exit code, what is on stderr)
-    (InputError("give less"), 2, "error: give less\n"),
-    (FileNotFoundError(errno.ENOENT, "No such file", "my file"), 2, "error: my file: No such file\n"),
-    (OSError("the disk is gone"), 2, "error: the disk is gone\n"),
-    (KeyboardInterrupt(), 130, ""),
-]
-
-
-@pytest.mark.parametrize("error, code, shown", ENDS, ids=[type(error).__name__ for error, *_ in ENDS])
-def test_an_error_ends_a_script_with_one_line(error, code, shown, capsys):
-    with pytest.raises(SystemExit) as left:
-        data.run_script(unittest.mock.Mock(side_effect=error))
-    assert (left.value.code, capsys.readouterr().err) == (code, shown)
-    with pytest.raises(ZeroDivisionError):  # a fault of the program has its traceback
-        data.run_script(lambda: 1 / 0)
 
 
 def test_a_script_whose_output_is_not_read_or_cannot_be_shown():
@@ -937,6 +806,8 @@ def test_a_script_whose_output_is_not_read_or_cannot_be_shown():
         assert process.stdout.readline().rstrip() == "café ?".encode("latin1")
         process.stdout.close()
         assert (process.stderr.read(), process.wait()) == (b"", 141)
+    with pytest.raises(ZeroDivisionError):  # a fault of the program has its traceback
+        data.run_script(lambda: 1 / 0)
 
 
 def test_the_settings_of_a_corpus_are_its_flags(monkeypatch):
@@ -944,26 +815,30 @@ def test_the_settings_of_a_corpus_are_its_flags(monkeypatch):
     data.add_corpus_flags(parser)
     settings = data.corpus_settings({"data": "python-docs", "lr": 1.0, **vars(parser.parse_args([]))})
     assert settings == {name: parameter.default for name, parameter in expected.items()}
-    wrongs = [("--min-count 0", "at least 1"), ("--min-count x", "invalid int"), ("--split nan 0", "at least 0")]
-    for wrong, message in wrongs:
-        with pytest.raises(InputError, match=f"{message}.*--help"):
-            parser.parse_args(wrong.split())
     monkeypatch.setitem(sys.modules, "ipykernel", sys)
     assert vars(parser.parse_args([]))
-    with pytest.raises(InputError, match=r"pass a list of flags, for example main\("):
-        parser.parse_args()
+    refused(r"pass a list of flags, for example main\(", parser.parse_args)
 
 
 # --- sample.py -----------------------------------------------------------------------------
 
 
-def test_greedy_and_drawing():
+def sampled(capsys, *words):
+    sample.main([str(word) for word in words])
+    return capsys.readouterr()
+
+
+def test_greedy_and_drawing(monkeypatch):
     log_probs = torch.log_softmax(torch.randn(4, 30, dtype=torch.float64), -1)
     assert torch.equal(sample.choose(log_probs, greedy=True), log_probs.argmax(-1))
     rows = log_probs[:1].expand(40_000, -1)
     drawn = sample.choose(rows, generator=torch.Generator().manual_seed(0))
     seen = torch.bincount(drawn, minlength=30) / 40_000
     assert (seen - log_probs[0].exp()).abs().max() < 0.01
+    log_probs = torch.tensor([[0.0, 0.5, 0.5, 0.0]]).log()
+    for number, token in [(0.0, 1), (1 - 2.0**-53, 2)]:  # the least and the largest that torch.rand gives
+        monkeypatch.setattr(torch, "rand", lambda *shape, **how: torch.full(shape, number, dtype=torch.float64))
+        assert sample.choose(log_probs).tolist() == [token]
 
 
 @each_kind
@@ -985,13 +860,6 @@ def test_temperature_acts_on_what_is_generated(name):
     prompts = torch.randint(11, (5, 3))
     greedy, coldest = (torch.stack(list(sample.generate(model, prompts, 9, temperature=t))) for t in (None, 1e-30))
     assert getattr(model, "copy", False) or torch.equal(greedy, coldest)  # temperature -> 0 tends to greedy
-
-
-def test_a_draw_at_either_end_takes_no_token_of_probability_zero(monkeypatch):
-    log_probs = torch.tensor([[0.0, 0.5, 0.5, 0.0]]).log()
-    for number, token in [(0.0, 1), (1 - 2.0**-53, 2)]:  # the least and the largest that torch.rand gives
-        monkeypatch.setattr(torch, "rand", lambda *shape, **how: torch.full(shape, number, dtype=torch.float64))
-        assert sample.choose(log_probs).tolist() == [token]
 
 
 def test_top_k_and_top_p_keep_the_right_tokens():
@@ -1046,11 +914,6 @@ def test_a_prompt_is_cut_as_the_corpus_was(capsys):
     assert cut("The N", Vocabulary([*"The N", "<unk>", "\n"], "char")) == (list("The N"), "")
 
 
-def sampled(capsys, *words):
-    sample.main([str(word) for word in words])
-    return capsys.readouterr()
-
-
 def test_sampling_from_the_command_line(trained, capsys):
     paths = [trained[name].path for name in MODELS]
     alone = sampled(capsys, paths[0], "--prompt", "the zebra", "--greedy", "--tokens", 12)
@@ -1077,8 +940,7 @@ def test_the_comparison_shows_checkpoints_side_by_side(trained, capsys, monkeypa
     assert all(f"{trained[name].results['test_ppl']:.2f}" in shown for name in MODELS[:3])
     assert max(map(len, shown.splitlines())) <= 120
     assert any(line.count("the cat") == 3 for line in shown.splitlines())
-    rows = sample.compare([("a", "b c " * 30), ("d", "e " * 50)], 40).splitlines()
-    assert all(len(row) <= 40 for row in rows if " | " in row)
+    assert sample.compare([("a", "b c"), ("d", "e")], 40) == "a\nb c\n\nd\ne"  # where it is narrow
 
 
 def test_attention_can_be_looked_at(trained, capsys):
@@ -1099,10 +961,8 @@ def test_attention_can_be_looked_at(trained, capsys):
         again = sum(weight for weight, next_token in zip(weights, tokens) if next_token == word)
         assert again <= p * (1 + 1e-5)  # what is copied is a part of P(word)
     assert sample.most_seen([("", 0, 0, [0.1, 0.5, 0.0]), ("", 0, 0, [0.3, 0.1, 0.2])], 2) == [0, 1]
-    with pytest.raises(InputError, match="nothing to look back at"):
-        sampled(capsys, path, "--tokens", 0, "--show-attention")
-    with pytest.raises(InputError, match="has no attention"):
-        sampled(capsys, trained["cell"].path, "--show-attention")
+    refused("nothing to look back at", sampled, capsys, path, "--tokens", 0, "--show-attention")
+    refused("has no attention", sampled, capsys, trained["cell"].path, "--show-attention")
     before = sampled(capsys, path, "--prompt", text, "--greedy").out
     assert sampled(capsys, path, "--prompt", text, "--greedy", "--memory", 3).out != before
 
@@ -1180,7 +1040,7 @@ def make_run(corpus, *flags, rank=0, processes=1):
     return train.Run(train.parse_arguments([*SMALL, *flags]), corpus, torch.device("cpu"), rank, processes)
 
 
-@each_model
+@pytest.mark.parametrize("name", MODELS)
 def test_training_end_to_end(trained, name, corpus):
     out, path, results, printed = trained[name]
     assert results["test_ppl"] < 12  # the text's grammar leaves about 3 choices, its words are 20
@@ -1277,24 +1137,18 @@ def test_training_as_zaremba_2014(corpus):
 def test_what_is_reported(corpus, monkeypatch, tmp_path):
     """The training loss is the mean since the last row, and all processes' tokens are counted."""
     run, now = make_run(corpus, processes=2), [100.0]
-    assert run.input.shape[1] == 2  # each process has half of the streams
     monkeypatch.setattr(train.time, "monotonic", lambda: now[0])
-    run.begun, steps_done = now[0], []
+    run.begun = now[0]
     assert "left" not in train.status(run, 0.0)  # there is no estimate yet
-    for steps, seconds in [(5, 2), (43, 4)]:
+    for steps, seconds, rows in [(5, 2, 5 * 8), (43, 4, len(run.input) - 4 * 8)]:  # to the end, and the next window
         losses = [run.training_step(0.5).item() for _ in range(steps)]
         now[0] += seconds
-        tokens = 4 * 8 * steps if steps == 5 else 4 * (8 * 43 - (47 * 8 - len(run.input)))  # the last window is shorter
-        expected, speed = sum(losses) / steps, tokens / seconds
+        loss, speed, left = sum(losses) / steps, 4 * rows / seconds, f"0:00:{now[0] - 100:02.0f}"  # half is done
         run.progress()
-        for part in (f"loss {expected:.3f}", f"{speed:,.0f} tokens/s"):
-            assert part in train.status(run, 0.5)
-        assert f" 0:00:{now[0] - 100:02.0f} left" in train.status(run, 0.5)  # half is done
+        assert re.search(f"loss {loss:.3f} .* {speed:,.0f} tokens/s  {left} left$", train.status(run, 0.5))
         train.validate(run, tmp_path)
         row = run.counters.log.splitlines()[-1].split(",")
-        assert float(row[4]) == pytest.approx(expected, abs=1e-4) and float(row[3]) == pytest.approx(speed, abs=0.5)
-        steps_done.append(int(row[0]))
-    assert steps_done == [5, 48]
+        assert float(row[4]) == pytest.approx(loss, abs=1e-4) and float(row[3]) == pytest.approx(speed, abs=0.5)
     halves = [make_run(corpus, rank=rank, processes=2).input for rank in (0, 1)]
     assert torch.equal(torch.cat(halves, dim=1), make_run(corpus).input)
     with pytest.raises(InputError, match="--batch-size 4 cannot be divided by 3 processes"):
@@ -1325,39 +1179,25 @@ def test_the_best_model_is_kept_and_tested(corpus, tmp_path, monkeypatch):
     assert [results["valid_ppl"], results["test_ppl"]] == pytest.approx([valid, test], rel=1e-5)
 
 
-def test_training_stops_at_the_target_and_at_the_time(corpus, tmp_path, monkeypatch):
-    flags = [*SMALL, "--epochs", "20", "--target-ppl", "9", "--valid-every", "10", "--out", str(tmp_path / "target")]
+def test_training_stops_at_the_target(corpus, tmp_path):
+    flags = [*SMALL, "--epochs", "20", "--target-ppl", "9", "--valid-every", "10", "--out", str(tmp_path / "run")]
     assert train.main(flags, corpus)["valid_ppl"] <= 9
-    rows = read_log(tmp_path / "target")
+    rows = read_log(tmp_path / "run")
     assert len(rows) > 2 and [float(row["valid_ppl"]) <= 9 for row in rows] == [False] * (len(rows) - 1) + [True]
-    rates = []
-    monkeypatch.setattr(train, "schedule", lambda progress, *_: rates.append(progress) or 0.1)
-    monkeypatch.setattr(train.time, "monotonic", itertools.count(0.0, 0.01).__next__)  # each look at the clock is 10 ms
-    train.main([*SIZES, "--minutes", "0.05", "--out", str(tmp_path / "time")], corpus)
-    assert 20 < len(rates) < 300 and rates == sorted(rates)  # 3 s are 300 looks
-    assert rates[0] < 0.1 and 0.9 < rates[-1] <= 1  # the schedule ends when the time does
 
 
-@pytest.mark.parametrize("spoiled", ["loss", "weights"])
-def test_what_is_no_number_is_never_saved(spoiled, corpus, tmp_path, monkeypatch):
-    count, loss, step = itertools.count(1), LSTMLM.loss, torch.optim.AdamW.step
+@pytest.mark.parametrize("step", [70, 94])  # the last is the last of the training
+def test_what_is_no_number_is_never_saved(step, corpus, tmp_path, monkeypatch):
+    training_step, out = train.Run.training_step, tmp_path / "run"
 
-    def spoiling_loss(self, *args):
-        value, state = loss(self, *args)
-        return (value * float("nan") if self.training and next(count) == 70 else value), state
+    def spoiling_step(run, progress):
+        training_step(run, progress)
+        if run.counters.step == step:
+            next(run.model.parameters()).data[0, 0] = float("nan")
 
-    def spoiling_step(self, *args, **kwargs):
-        step(self, *args, **kwargs)
-        if next(count) == 94:  # the last step
-            self.param_groups[0]["params"][0].data.fill_(float("nan"))
-
-    if spoiled == "loss":
-        monkeypatch.setattr(LSTMLM, "loss", spoiling_loss)
-    else:
-        monkeypatch.setattr(torch.optim.AdamW, "step", spoiling_step)
-    out = tmp_path / "run"
-    with pytest.raises(InputError, match="became inf or nan by step 94: .*--lr.*checkpoint.pt holds the run before"):
-        train.main([*SMALL, "--out", str(out)], corpus)
+    monkeypatch.setattr(train.Run, "training_step", spoiling_step)
+    message = "became inf or nan by step 94: .*--lr.*checkpoint.pt holds the run before"
+    refused(message, train.main, [*SMALL, "--out", str(out)], corpus)
     checkpoint = sample.read_checkpoint(out / "checkpoint.pt")
     assert checkpoint["training"]["counters"]["step"] == 47
     for weights in (checkpoint["weights"], checkpoint["training"]["weights"]):
@@ -1365,28 +1205,26 @@ def test_what_is_no_number_is_never_saved(spoiled, corpus, tmp_path, monkeypatch
 
 
 def test_the_fastest_number_of_threads_stays(corpus, tmp_path, monkeypatch):
-    try:
-        used, now = [], [0.0]
-        seconds = {1: 3.0, 2: 2.0, 4: 1.0, 6: 30.0}  # of a step
+    used, now, threads = [], [0.0], [6]
+    seconds = {1: 3.0, 2: 2.0, 4: 1.0, 6: 30.0}  # of a step
 
-        def step(run, progress):
-            used.append(torch.get_num_threads())
-            run.counters.step += 1
-            now[0] += seconds[used[-1]] + (90 if len(used) == 3 else 0)  # and one step is disturbed
+    def step(run, progress):
+        used.append(threads[-1])
+        run.counters.step += 1
+        now[0] += seconds[used[-1]] + (90 if len(used) == 11 else 0)  # and one step is disturbed
 
-        monkeypatch.setattr(train.Run, "training_step", step)
-        monkeypatch.setattr(train, "evaluate", lambda *_: 1.0)
-        monkeypatch.setattr(train, "test", lambda *_: None)
-        monkeypatch.setattr(train.time, "monotonic", lambda: now[0])
-        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-        sizes = [*TINY[: TINY.index("--threads")], "--epochs", "1", "--bptt", "20"]
-        for flags, expected in [([], [1, 2, 4, 6] * 3 + [4] * 7), (["--threads", "2"], [2] * 19)]:
-            used.clear()
-            torch.set_num_threads(6)
-            train.main([*sizes, *flags, "--out", str(tmp_path / str(len(flags)))], corpus)
-            assert used == expected and torch.get_num_threads() == 6
-    finally:
-        torch.set_num_threads(1)
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads[-1])
+    monkeypatch.setattr(train.Run, "training_step", step)
+    monkeypatch.setattr(train, "evaluate", lambda *_: 1.0)
+    monkeypatch.setattr(train, "test", lambda *_: None)
+    monkeypatch.setattr(train.time, "monotonic", lambda: now[0])
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    sizes = [*TINY[: TINY.index("--threads")], "--epochs", "1", "--bptt", "20"]
+    for flags, expected in [([], [1, 2, 4, 6] * 3 + [4] * 7), (["--threads", "2"], [2] * 19)]:
+        used.clear()
+        train.main([*sizes, *flags, "--out", str(tmp_path / str(len(flags)))], corpus)
+        assert used == expected and threads[-1] == 6
 
 
 def work_together(folder):
@@ -1411,16 +1249,11 @@ def test_two_processes_make_the_steps_of_one(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", script],
-            cwd=HERE,
-            env={**os.environ, **where, "RANK": rank},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        for rank in ("0", "1")
-    ]
+    command, pipe = [sys.executable, "-c", script], subprocess.PIPE
+    workers = []
+    for rank in "01":
+        environment = {**os.environ, **where, "RANK": rank}
+        workers.append(subprocess.Popen(command, cwd=HERE, env=environment, stdout=pipe, stderr=pipe))
     outputs = [worker.communicate(timeout=120) for worker in workers]
     both = [json.loads(error.split(b"found ")[1].splitlines()[0]) for _, error in outputs]
     assert outputs[1][0] == b""  # the second process prints nothing
@@ -1432,7 +1265,6 @@ def test_two_processes_make_the_steps_of_one(tmp_path):
     assert both[0]["results"]["test_ppl"] == pytest.approx(alone["results"]["test_ppl"], rel=1e-5)
     one, two = (sample.read_checkpoint(tmp_path / n / "checkpoint.pt")["training"]["weights"] for n in ("1", "2"))
     assert_same(list(one.values()), list(two.values()), rtol=1e-3, atol=1e-5)
-    assert len(read_log(tmp_path / "2")) == len(read_log(tmp_path / "1"))
 
 
 def test_without_a_test_split_training_says_so(corpus_file, tmp_path, capsys):
@@ -1480,30 +1312,26 @@ def assert_same_runs(one, other):
     assert logs[0] == logs[1] and len(logs[0]) > 0
 
 
-def run_with_kills(flags, folder, corpus, monkeypatch, moments):
-    """Repeat a command until the run has ended -> its results, how often it was killed, and the number of moments."""
-    deaths = 0
+def run_to_its_end(flags, folder, corpus, monkeypatch, kills=()):
+    """Repeat a command that is killed at moments -> its results, and the number of moments."""
     folder.mkdir()
     with monkeypatch.context() as patch:
         patch.setattr(train.time, "monotonic", itertools.count(0.0, 5.0).__next__)  # 5 s at each look: it saves often
-        events = kill_at(patch, moments)
-        while True:
-            try:
-                return train.main([*flags, "--resume", str(folder)], corpus), deaths, len(events)
-            except Killed:
-                deaths += 1
+        events = kill_at(patch, kills)
+        for _ in kills:
+            with pytest.raises(Killed):
+                train.main([*flags, "--resume", str(folder)], corpus)
+        return train.main([*flags, "--resume", str(folder)], corpus), len(events)
 
 
 def assert_kills_lose_nothing(flags, tmp_path, corpus, monkeypatch, seed, trials=1):
     """A run that is killed three times ends as one that is not -> the results, and the folder of the latter."""
-    results, _, moments = run_with_kills(flags, tmp_path / "whole", corpus, monkeypatch, ())
+    results, moments = run_to_its_end(flags, tmp_path / "whole", corpus, monkeypatch)
     draw = random.Random(seed)
     for trial in range(trials):
         folder = tmp_path / f"killed {trial}"
-        kills = draw.sample(range(moments), 3)
-        resumed, deaths, _ = run_with_kills(flags, folder, corpus, monkeypatch, kills)
-        assert deaths == 3
-        assert (resumed["valid_ppl"], resumed["test_ppl"]) == (results["valid_ppl"], results["test_ppl"])
+        resumed, _ = run_to_its_end(flags, folder, corpus, monkeypatch, draw.sample(range(moments), 3))
+        assert {**resumed, "checkpoint": results["checkpoint"]} == results
         assert_same_runs(tmp_path / "whole", folder)
         assert {path.name for path in folder.iterdir()} <= {"checkpoint.pt", "log.csv", "checkpoint.pt.part"}
     return results, tmp_path / "whole"
@@ -1526,7 +1354,7 @@ def test_a_process_that_is_killed(trained, corpus_file, tmp_path):
         assert worker.poll() is None
         time.sleep(0.001)
     worker.kill()
-    assert worker.wait() == -signal.SIGKILL
+    assert worker.wait() == -9
     assert read_counters(tmp_path)["step"] == 47
     assert train.main(flags)["test_ppl"] == trained["cell"].results["test_ppl"]
     assert_same_runs(trained["cell"].out, tmp_path)
@@ -1535,21 +1363,27 @@ def test_a_process_that_is_killed(trained, corpus_file, tmp_path):
 def test_ctrl_c_prints_one_line_and_goes_on(trained, corpus_file, tmp_path, monkeypatch, capsys):
     out = tmp_path / "a run"
     flags = ["--model", "cell", "--data", corpus_file, *SMALL, "--out", str(out)]
-    with monkeypatch.context() as patch, pytest.raises(SystemExit) as left:
+    with monkeypatch.context() as patch:
         kill_at(patch, {30}, KeyboardInterrupt)
-        data.run_script(lambda: train.main(flags))
-    shown = capsys.readouterr()
-    assert left.value.code == 130 and shown.err == ""
-    assert shown.out.splitlines()[-1] == f"interrupted; go on with: python train.py --resume '{out}'"
-    assert shown.out.count("--resume") == 1 and "test perplexity" not in shown.out
+        code, printed, error = ended(capsys, train.main, *flags)
+    assert (code, error) == (130, "")
+    assert printed.splitlines()[-1] == f"interrupted; go on with: python train.py --resume '{out}'"
+    assert printed.count("--resume") == 1 and "test perplexity" not in printed
     assert read_counters(out)["step"] == 0  # in the first minute nothing more is saved
     assert train.main(["--resume", f"{out}/checkpoint.pt"])["test_ppl"] == trained["cell"].results["test_ppl"]
     assert_same_runs(trained["cell"].out, out)
 
 
 def test_after_training_resume_only_tests(trained, corpus_file, tmp_path, capsys):
-    """Also with the text in another place, and with more epochs."""
+    """Also with the text in another place and a file of another version; and with more epochs it goes on."""
     folder = shutil.copytree(trained["cell"].out, tmp_path / "run")
+    checkpoint = sample.read_checkpoint(folder / "checkpoint.pt")
+    for name in ("threads", "halve_after"):  # what a later version adds has its default
+        del checkpoint["settings"][name]
+    del checkpoint["training"]["counters"]["loss_sum"]
+    checkpoint["settings"]["flag_of_old"] = checkpoint["training"]["counters"]["counter_of_old"] = 3
+    checkpoint["training"]["state"] = None  # as after training by several processes
+    sample.save_checkpoint(folder / "checkpoint.pt", checkpoint)
     moved = shutil.copy(corpus_file, tmp_path / "moved text.txt")
     flags = ["--resume", str(folder), "--data", str(moved)]
     assert train.main(flags)["test_ppl"] == trained["cell"].results["test_ppl"]
@@ -1560,23 +1394,23 @@ def test_after_training_resume_only_tests(trained, corpus_file, tmp_path, capsys
 
 
 def test_minutes_count_across_a_resume(corpus, tmp_path, monkeypatch):
-    flags = [*SIZES, "--minutes", "0.05", "--resume", str(tmp_path)]  # 3 s, which are 300 looks at the clock
+    """The schedule ends when the time does: 3 s, which are 300 looks at a clock that each look moves by 10 ms."""
+    flags, rates = [*SIZES, "--minutes", "0.05", "--resume", str(tmp_path)], []
+    monkeypatch.setattr(train, "schedule", lambda progress, *_: rates.append(progress) or 0.1)
     monkeypatch.setattr(train.time, "monotonic", itertools.count(0.0, 0.01).__next__)
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(train, "SAVE_EVERY", 0.1)
         kill_at(patch, {100})
         train.main(flags, corpus)
-    spent = read_counters(tmp_path)["seconds"]
-    assert 0.5 < spent < 2.5
-    begun = train.time.monotonic()
+    assert 0.5 < read_counters(tmp_path)["seconds"] < 2.5
     train.main(["--resume", str(tmp_path)], corpus)
     assert 3 <= read_counters(tmp_path)["seconds"] < 3.2
-    assert train.time.monotonic() - begun < 3.2 - spent + 0.2
+    assert 20 < len(rates) < 300 and rates[0] < 0.1 and 0.9 < rates[-1] <= 1
+    assert max(a - b for a, b in itertools.pairwise(rates)) < 0.1  # a kill costs little
     step = read_counters(tmp_path)["step"]
     assert train.main(["--resume", str(tmp_path), "--epochs", "3"], corpus)  # epochs take the place of minutes
     assert read_counters(tmp_path)["step"] == 3 * 47 > step
-    with pytest.raises(InputError, match="not allowed with"):
-        train.main([*flags, "--epochs", "3"], corpus)
+    refused("not allowed with", train.main, [*flags, "--epochs", "3"], corpus)
 
 
 def test_which_folder_a_run_is_in(corpus, tmp_path, monkeypatch):
@@ -1593,8 +1427,7 @@ def test_which_folder_a_run_is_in(corpus, tmp_path, monkeypatch):
         (["--out", "empty"], "empty exists"),
         (["--out", "x", "--resume", "out/cell"], "not allowed with"),
     ]:
-        with pytest.raises(InputError, match=message):
-            train.main([*TINY, *flags], corpus)
+        refused(message, train.main, [*TINY, *flags], corpus)
     assert before == {path: path.read_bytes() for path in pathlib.Path("out").rglob("*.*")}
 
 
@@ -1608,58 +1441,38 @@ def test_resume_refuses_another_model_or_text(trained, corpus, corpus_file, tmp_
         (["--optimizer", "sgd"], "optimizer adamw"),
         (["--init", "0.2"], "init"),
     ]:
-        with pytest.raises(InputError, match=message):
-            train.main(["--resume", folder, *flags])
+        refused(message, train.main, ["--resume", folder, *flags])
     text = pathlib.Path(corpus_file).read_text()
     for other in (text.replace("cat", "cow"), text + "\n\nThe cat sees fish.", text.replace("cat", "dog", 1)):
         (tmp_path / "text.txt").write_text(other)
-        with pytest.raises(InputError, match="text.txt is not the text that .* was trained on"):
-            train.main(["--resume", folder, "--data", str(tmp_path / "text.txt")])
+        flags = ["--resume", folder, "--data", str(tmp_path / "text.txt")]
+        refused("text.txt is not the text that .* was trained on", train.main, flags)
 
 
 def test_a_corpus_from_python(corpus, tmp_path):
     """No flag of a corpus beside it, and no advice that reads another text."""
     for flags in (["--data", "ptb"], ["--level", "char"], ["--min-count", "1"], ["--split", "0.5", "0.2"]):
-        with pytest.raises(InputError, match="the corpus is given: leave --data"):
-            train.main([*TINY, *flags], corpus)
+        refused("the corpus is given: leave --data", train.main, [*TINY, *flags], corpus)
     out = str(tmp_path / "run")
     results = train.main([*TINY, "--out", out], corpus)
-    with pytest.raises(InputError, match="corpus from Python: give its text with --data"):
-        train.main(["--resume", out])
+    refused("corpus from Python: give its text with --data", train.main, ["--resume", out])
     assert train.main(["--resume", out], corpus) == results
-
-
-def test_checkpoints_of_other_versions_are_resumed(trained, corpus, tmp_path):
-    """A flag or counter that is added or taken away later has its default."""
-    checkpoint = sample.read_checkpoint(trained["cell"].path)
-    for name in ("threads", "halve_after"):
-        del checkpoint["settings"][name]
-    checkpoint["settings"]["flag_of_old"] = 3
-    del checkpoint["training"]["counters"]["loss_sum"]
-    checkpoint["training"]["counters"]["counter_of_old"] = 3
-    checkpoint["training"]["state"] = None  # as after training by several processes
-    sample.save_checkpoint(tmp_path / "checkpoint.pt", checkpoint)
-    assert train.main(["--resume", str(tmp_path)], corpus)["test_ppl"] == trained["cell"].results["test_ppl"]
-    train.main(["--resume", str(tmp_path), "--epochs", "3"], corpus)
-    assert len(read_log(tmp_path)) == 3
-
-
-def full(*_):
-    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 @pytest.mark.parametrize("broken", ["fsync", "replace"])
 def test_a_full_disk_leaves_the_file_whole(broken, trained, corpus_file, tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise OSError("No space left on device")
+
     folder = shutil.copytree(trained["cell"].out, tmp_path / "run")
     before = (folder / "checkpoint.pt").read_bytes()
     other = tmp_path / "other"
     os.link(folder / "checkpoint.pt", other)  # a second name of the same file, which would show a write in place
     flags = ["--resume", str(folder), "--epochs", "3", "--valid-every", "1"]
-    with monkeypatch.context() as patch, pytest.raises(SystemExit) as left:
+    with monkeypatch.context() as patch:
         patch.setattr(os, broken, full)
-        data.run_script(lambda: train.main(flags))
-    error = capsys.readouterr().err
-    assert left.value.code == 2 and error.count("\n") == 1 and "No space left" in error
+        code, _, error = ended(capsys, train.main, *flags)
+    assert code == 2 and error.count("\n") == 1 and "No space left" in error
     assert (folder / "checkpoint.pt").read_bytes() == before
     train.main(flags)
     assert other.read_bytes() == before != (folder / "checkpoint.pt").read_bytes()
@@ -1680,27 +1493,15 @@ class GRULM(LanguageModel):
         return h, (last,)
 
 
-def momentum(parameters, lr, weight_decay):
-    return torch.optim.SGD(parameters, lr=lr, weight_decay=weight_decay, momentum=0.9, nesterov=True)
-
-
-def join_spaced(tokens):
-    return (" " + token for token in tokens)
-
-
-@pytest.mark.parametrize("level", ["bytes", "spaces"])
-def test_what_is_added_is_trained_resumed_and_sampled(level, tmp_path, monkeypatch, capsys):
+def test_what_is_added_is_trained_resumed_and_sampled(tmp_path, monkeypatch, capsys):
+    spaces = data.Tokeniser(str.split, lambda tokens: (" " + token for token in tokens), drops_rare=True)
+    monkeypatch.setitem(data.TOKENISERS, "spaces", spaces)
     monkeypatch.setitem(attention_lm.MODELS, "gru", GRULM)
+    momentum = functools.partial(torch.optim.SGD, momentum=0.9, nesterov=True)
     monkeypatch.setitem(train.OPTIMIZERS, "momentum", momentum)
-    monkeypatch.setitem(data.TOKENISERS, "bytes", data.Tokeniser(lambda text: map(chr, text.encode()), iter))
-    monkeypatch.setitem(data.TOKENISERS, "spaces", data.Tokeniser(str.split, join_spaced, drops_rare=True))
-    strings = [make_text(20, seed) for seed in range(7)]
-    corpus = data.corpus_of(strings, level)
-    if level == "bytes":  # nothing is lost
-        text = "\n\n\n".join(strings)
-        assert "".join(corpus.vocabulary.decode(torch.cat(corpus[1:]))) == text
+    corpus = data.corpus_of([make_text(20, seed) for seed in range(7)], "spaces")
     flags = [*TINY, *"--epochs 2 --model gru --optimizer momentum --halve-after 1 --weight-decay 0".split()]
-    results, _ = assert_kills_lose_nothing(flags, tmp_path, corpus, monkeypatch, seed=level)
+    results, _ = assert_kills_lose_nothing(flags, tmp_path, corpus, monkeypatch, seed=0)
     capsys.readouterr()
     shown = sampled(capsys, results["checkpoint"], "--prompt", "the cat", "--tokens", 9)
     assert shown.out.strip().startswith("the cat") and shown.err == ""
@@ -1716,7 +1517,7 @@ REFUSED = [  # (script, flags, message)
     (train, "--data latin1.txt", "latin1.txt.*UTF-8"),
     (train, "--data short.txt", "too short"),
     (train, "--data folder", "folder"),
-    (train, "--bptt 0", "--bptt.*at least 1"),
+    (train, "--bptt 0", r"--bptt.*at least 1 \(see python .* --help\)"),
     (train, "--lr much", "--lr.*invalid float"),
     (train, "--lr nan", "--lr"),
     (train, "--dropout 1", "dropout is 1"),
@@ -1729,7 +1530,7 @@ REFUSED = [  # (script, flags, message)
     (train, "--resume good.txt", "no folder good.txt"),
     (train, "--no-such-flag", "--no-such-flag"),
     (train, "--model transformer", "transformer"),
-    (sample, "nowhere.pt", "nowhere.pt"),
+    (sample, "nowhere.pt", "^error: nowhere.pt: No such file or directory$"),
     (sample, "folder", "folder"),
     (sample, "truncated.pt", "truncated.pt is not a checkpoint"),
     (sample, "good.txt", "good.txt is not a checkpoint"),
@@ -1780,10 +1581,8 @@ def test_bad_input_gets_one_clear_line(script, flags, message, bad_folder, monke
         default = [] if "--data" in words else ["--data", "good.txt"]
         out = [] if {"--resume", "--out"} & set(words) else ["--out", "new"]
         words = [*SMALL, *default, *out, *words]
-    with pytest.raises(SystemExit) as left:
-        data.run_script(lambda: script.main(words))
-    error = capsys.readouterr().err
-    assert left.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
+    code, _, error = ended(capsys, script.main, *words)
+    assert code == 2 and error.startswith("error: ") and error.count("\n") == 1
     assert re.search(message, error)
     assert not (bad_folder / "new").exists()  # no folder is made for a run that cannot begin
     assert not (bad_folder / "harm").exists()  # nothing in a file was run
@@ -1806,15 +1605,12 @@ def test_a_changed_bit_is_noticed(trained, tmp_path):
     assert refused > 15
 
 
-@pytest.mark.parametrize("script", [data, sample, train])
-def test_help_groups_flags_and_states_defaults(script, capsys, corpus_file):
-    with pytest.raises(SystemExit) as raised:
-        script.main(["--help"])
-    shown = capsys.readouterr().out
-    assert raised.value.code == 0 and shown.startswith("usage:")
-    if script is train:
-        for words in ("corpus:", "model:", "training:", "machine and files:", "(python-docs)", "(cell)"):
-            assert words in shown
+def test_help_groups_flags_and_states_defaults(capsys, corpus_file):
+    for script in (data, sample, train):
+        code, shown, _ = ended(capsys, script.main, "--help")
+        assert code == 0 and shown.startswith("usage:")
+    for words in ("corpus:", "model:", "training:", "machine and files:", "(python-docs)", "(cell)"):
+        assert words in shown
     data.main([corpus_file])  # shows what a corpus looks like
     shown = capsys.readouterr().out
     assert "18 different" in shown and "test begins\n" in shown and "the cat" in shown
