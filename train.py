@@ -451,7 +451,6 @@ def parse_arguments(argv, settings=None):
     if settings:  # parsed again, with the settings in place of the defaults
         if args.epochs or args.minutes:
             settings = {**settings, "epochs": None, "minutes": None}
-        settings = {name: value for name, value in settings.items() if name in vars(args)}  # the flags of this version
         parser.set_defaults(**settings)
         args = parser.parse_args(argv)
         for name, value in settings.items():
