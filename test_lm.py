@@ -1415,10 +1415,10 @@ def test_minutes_count_across_a_resume(corpus, tmp_path, monkeypatch):
 
 def test_which_folder_a_run_is_in(corpus, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    models = [["--model", "cell"], ["--seed", "2"], ["--model", "self-attention"]]  # the default is cell
+    models = [["--model", "cell"], ["--seed", "2"], flags_of("attention-alone")]  # the default is cell
     runs = [train.main([*TINY, *model], corpus) for model in models]
     folders = [pathlib.Path(run["checkpoint"]).parent for run in runs]
-    assert folders == [pathlib.Path("out", name) for name in ("cell", "cell-2", "self-attention")]
+    assert folders == [pathlib.Path("out", name) for name in ("cell", "cell-2", "attention-no-copy")]
     assert len({run["test_ppl"] for run in runs}) == 3  # the seed matters
     before = {path: path.read_bytes() for path in pathlib.Path("out").rglob("*.*")}
     pathlib.Path("empty").mkdir()

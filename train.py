@@ -373,7 +373,7 @@ def restore(run, checkpoint):
 
 def new_folder(args):
     """Make the folder of a run -> a path: --out, or the first of out/cell, out/cell-2, ... that is free."""
-    name = args.out or f"out/{args.model}"
+    name = args.out or f"out/{args.model}" + ("" if args.copy else "-no-copy")
     for n in itertools.count(1):
         out = pathlib.Path(name if n == 1 else f"{name}-{n}")
         try:
