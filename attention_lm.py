@@ -8,34 +8,36 @@
 encoder LSTM reads the text, and all its hidden states m_j are kept in a memory. A decoder LSTM reads the same text. At
 each step it compares its own state with those in the memory, and sees their mean, weighted by how well they agree:
 
-    m_t, ...  = LSTM(x_t)                           the encoder
+    m_t       = LSTM(x_t)                           the encoder
     h', c'    = LSTMCell([x, context], (h, c))      the decoder is fed the context of the step before
     score_j   = m_j . (h' + m_t) - decay log(max(t - j, n))
     a         = softmax(score)                      a weight for each position of the memory
-    context'  = sum_j a_j m_j                       what the decoder sees by looking back
-    r         = Linear([h', context', m_t])         the features
+    context'  = sum_j a_j m_j                       what the decoder sees by looking back; m_0 is explained below
+    r         = Linear([h', context', m_t])         the features: what the output layer reads
     P(w)      = softmax(Linear(r))_w                the probability of the next token
 
-The score is a dot product. The encoder's newest state m_t is added to h', because it agrees with the encoder's own
-earlier states from the first training step on. `decay`, a learned number, makes positions far back count less; those
+The score is a dot product. h' comes from another LSTM and at first has nothing in common with the states in the memory,
+so the encoder's newest state m_t is added to it. `decay`, a learned number, makes positions far back count less; those
 nearer than n steps count as n steps away. At step t the positions t-M to t-1 are visible. M is the size of the memory.
 
 The first position of the memory, j = 0, is the *sentinel*, a learned vector with a learned score of its own beside its
 dot product. It is always visible. A model that does not want to look back looks at it.
 
-**2. Copying** (`--model attention`). The state m_j was the model's after the token x_j, and the token x_{j+1} came
+**2. Copying** (`--model attention`). m_j is the encoder's state after it has read the token x_j, and x_{j+1} came
 next. If the text is in the same situation now, the same token may come next again:
 
-    P(w) = a_0 softmax(Linear(r))_w + sum_j a_j [x_{j+1} = w]   the brackets are 1 if the tokens are equal, else 0
+    P(w) = a_0 softmax(Linear(r))_w + sum_{j > 0} a_j [x_{j+1} = w]     the brackets are 1 if the tokens are equal
 
 This is a mixture of two distributions: the model generates a token with probability a_0, the weight of the sentinel,
 and copies one with probability 1 - a_0. For example, after "the cat sat . but the":
 
-    position j         1     2     3     4     5     6          The model is in the situation in which it was at
-    token x_j          the   cat   sat   .     but   the        position 1, so it may copy the next token of
-    next token x_{j+1} cat   sat   .     but   the              position 1, "cat".
+    position j            1     2     3     4     5     6
+    token x_j             the   cat   sat   .     but   the
+    next token x_{j+1}    cat   sat   .     but   the
 
-A position is masked if its next token is the token just read, because to copy it would double that token.
+The model is in the situation in which it was at position 1, so it may copy the next token of position 1, "cat". A
+position is masked if its next token is the token just read, because to copy it would double that token. So the position
+just before is always masked.
 
 **3. Self-attention** (`--model self-attention`). There is no encoder: m_t is the state h' of the decoder itself, and
 score_j = m_j . h' - decay log(max(t - j, n)). The context is not fed, so all steps can look back at once.
@@ -64,15 +66,15 @@ from lstm_lm import LSTMLM, LanguageModel
 def attention(query, memory, bias):
     """Dot-product attention: each query sees the mean of the memory, weighted by how well it agrees with the positions.
 
-    query (B, T, H).  memory: a list of its parts, (B, S_1, H), (B, S_2, H) and so on, S positions in all. They stay
+    query (B, T, H).  memory: a list of its parts, (B, N_1, H), (B, N_2, H) and so on, N positions in all. They stay
     apart because those of earlier calls need no gradient: a training step then takes a fifth less time.
-    bias (B, T, S): is added to the scores; -inf masks a position.
-    Returns context (B, T, H) and weights (B, T, S), which sum to 1 at each step.
+    bias (B, T, N): is added to the scores; -inf masks a position.
+    Returns context (B, T, H) and weights (B, T, N), which sum to 1 at each step.
     """
     with torch.autocast(query.device.type, enabled=False):  # bfloat16 has too few digits for scores
-        scores = torch.cat([torch.bmm(query, part.transpose(1, 2)) for part in memory], dim=-1)  # (B, T, S)
-        weights = torch.softmax(scores + bias, dim=-1)  # (B, T, S)
-        parts = weights.split([part.shape[1] for part in memory], dim=-1)  # (B, T, S_1), (B, T, S_2), ...
+        scores = torch.cat([torch.bmm(query, part.transpose(1, 2)) for part in memory], dim=-1)  # (B, T, N)
+        weights = torch.softmax(scores + bias, dim=-1)  # (B, T, N)
+        parts = weights.split([part.shape[1] for part in memory], dim=-1)  # (B, T, N_1), (B, T, N_2), ...
         context = sum(torch.bmm(a, part) for a, part in zip(parts, memory))  # (B, T, H)
     return context, weights
 
@@ -83,7 +85,7 @@ class AttentionLM(LanguageModel):
     num_layers: L, of the encoder.
     memory_size: M outside training. In training it is at most 200.
     copy: whether the model copies.
-    near: n outside training. In training it is half of this, see `bias`.
+    near: n outside training. In training n is half of this: see `bias`.
     The other arguments are those of `LanguageModel`.  Raises ValueError for a size below 1.
 
     The state is a tuple: the tokens of the last K <= M positions (K, B), their states m (K, B, H), then h and c of the
@@ -99,8 +101,8 @@ class AttentionLM(LanguageModel):
         self.num_layers, self.copy, self.near = num_layers, copy, near
         self.memory_size, self.memory_size_in_training = memory_size, min(memory_size, 200)
         self.sentinel = nn.Parameter(torch.zeros(hidden_size))
-        # All other scores are near 0 at first. With 2 the sentinel has the weight of 7 positions; without it, the
-        # output layer of a model that copies would hardly be trained at the start.
+        # All other scores are near 0 at first. With 2 the sentinel has the weight of e^2, about 7, positions. With 0, a
+        # model that copies would at first hardly train its output layer.
         self.sentinel_bias = nn.Parameter(torch.full((1,), 2.0))
         self.decay = nn.Parameter(torch.zeros(1))
         self.add_networks()
@@ -148,7 +150,7 @@ class AttentionLM(LanguageModel):
         position = torch.arange(len(next_tokens), device=input.device)  # (S,)
         distance = position[-len(input) :, None] - position  # (T, S), t - j; below 0 for positions yet to come
         masked = (distance <= 0) | (distance > M)  # (T, S)
-        if self.copy:  # to copy the token just read would double it
+        if self.copy:  # the token just read is never copied
             masked = masked | (next_tokens.t()[:, None, :] == input.t()[:, :, None])  # (B, T, S)
         bias = -self.decay * distance.clamp_min(n).to(self.decay.dtype).log()  # (T, S)
         bias = bias.expand(input.shape[1], -1, -1).masked_fill(masked, -torch.inf)  # (B, T, S)
@@ -179,7 +181,7 @@ class AttentionLM(LanguageModel):
         return features, torch.cat(weights, dim=1).transpose(0, 1), (context[None], h[None], c[None])
 
     def features(self, input, state=None):
-        """int64 (T, B) -> (T, B, R), next state. A model that does not copy needs no more than this."""
+        """As `LSTMLM.features`: int64 (T, B) -> (T, B, R), next state."""
         features, _, _, state = self.attend(input, state)
         return features, state
 
@@ -276,7 +278,7 @@ def add_model_flags(parser):
     flag("--model", choices=list(MODELS), default="cell", help="(%(default)s)")
     flag("--input", choices=["embedding", "one-hot"], default="embedding", help="(%(default)s)")
     flag("--hidden-size", metavar="N", type=size, help="units in a layer (256; attention: 190; self-attention: 240)")
-    flag("--embedding-size", metavar="N", type=size, help="numbers for a token (the hidden size)")
+    flag("--embedding-size", metavar="N", type=size, help="numbers in a token's vector (the hidden size)")
     flag("--layers", metavar="N", type=size, default=1, dest="num_layers", help="stacked LSTMs (%(default)s)")
     flag("--dropout", metavar="X", type=at_least(0, float), default=0.3, help="part set to 0, below 1 (%(default)s)")
     flag("--tie-weights", action=yes_or_no, help="one matrix for embedding and output (yes, unless one-hot)")

@@ -4,7 +4,7 @@ Run it to see what a corpus looks like once it is prepared:
 
     python data.py                            # the built-in corpus, python-docs
     python data.py ptb                        # or shakespeare, a text file, a folder
-    python data.py shakespeare --level char --split 0.9 0.1   # nanoGPT's splits: no test
+    python data.py shakespeare --level char --split 0.9 0.1   # no test split, as nanoGPT has it
 
 A text becomes batches in four steps, here "A cat sat. It slept.":
 
@@ -45,9 +45,11 @@ import typing
 import unicodedata
 import warnings
 
-with warnings.catch_warnings():  # Without NumPy, torch warns when it is imported, but nothing here needs NumPy.
-    warnings.filterwarnings("ignore", message="Failed to initialize NumPy")  # Every script imports data before
-    import torch  # torch, so the warning is silenced here for all of them.
+# Without NumPy, torch warns when it is imported, but nothing here needs NumPy. Every script imports data before torch,
+# so this filter serves all of them.
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
+    import torch
 
 UNK, EOS, NUMBER = "<unk>", "<eos>", "N"
 SPLITS = ("train", "valid", "test")
@@ -61,8 +63,8 @@ class InputError(Exception):
 
 HAS_WORD = re.compile(r"[^\W_]")  # a letter or digit
 STARTS_SENTENCE = re.compile(r"\s*[^\w\s(\[{'\"`:<]")  # a line that begins with a sign, such as >>> or *
-ENDS_SENTENCE = re.compile(r"(?<!\be\.g)(?<!\bi\.e)[.!?]\Z")  # a space after it ends a sentence, but not after e.g.
-MARK = "\u0301"  # `TOKEN` sees this mark in place of all combining marks and joiners, for which `re` has no class
+ENDS_SENTENCE = re.compile(r"(?<!\be\.g)(?<!\bi\.e)[.!?]\Z")  # a word that ends so ends a sentence; e.g. does not
+MARK = "\u0301"  # stands for all accents and joiners, which are no letters to `re`, in what `TOKEN` is given
 TOKEN = re.compile(
     rf"""
     (\d [\w{MARK}]* (?: [.,] \d+ )*)     # a number: 3, 3.14, 1,000, 0x1f
@@ -169,7 +171,7 @@ class Vocabulary:
         return torch.tensor([self.word2index.get(token, self.unknown) for token in tokens], dtype=torch.int64)
 
     def decode(self, indices):
-        """Integer tensor (N,) or an iterable of numbers -> list of N tokens."""
+        """N numbers, a tensor or another iterable -> list of N tokens."""
         return [self.index2word[int(index)] for index in indices]
 
 
@@ -243,7 +245,7 @@ def prepare(texts, level="word", min_count=3, vocab_size=None):
     for name, tokens, text in zip(SPLITS, splits, texts):
         if len(tokens) < 10 and not (name == "test" and not text):
             found = f"{len(tokens)} tokens in {len(text):,} characters"
-            if len(text) < 20 * (1 + len(tokens)):
+            if len(text) < 20 * (1 + len(tokens)):  # there are enough words, but the text is short
                 raise InputError(f"the {name} split is too short ({found}): give more text")
             raise InputError(f"the {name} split has no words between spaces ({found}): give --level char")
     return Corpus(vocabulary, *splits)
@@ -280,8 +282,6 @@ def corpus_of(strings, level="word", min_count=3, vocab_size=None, split=None):
 
 
 # --- The rest is not about language models: skip it on a first reading ------------------------
-#
-# It has the other ways to cut a text, and the way back. It finds texts, and it checks flags.
 
 
 # --- Ways to cut and to join a text --------------------------------------------------------

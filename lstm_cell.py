@@ -1,6 +1,6 @@
 """The LSTM, written out: its gates, one step, and the loop over time.
 
-    from lstm_cell import LSTM, LSTMCell      # drop-ins for torch.nn.LSTM (time first) and torch.nn.LSTMCell
+    from lstm_cell import LSTM, LSTMCell      # used like torch.nn.LSTM (time first) and torch.nn.LSTMCell
 
 An LSTM reads a sequence one vector x at a time. It carries two vectors from step to step: the cell state c is its
 memory, and the hidden state h is what it shows of that memory (Hochreiter and Schmidhuber, 1997; the forget gate is
@@ -15,8 +15,8 @@ from Gers et al., 2000). One step computes the new states, h' and c', from x, h 
     h' = o * tanh(c')
 
 The function `gates` computes all but the first line. `LSTMCell` is one step, and `LSTM` is the loop that the models
-train with; both call `gates`. The parameters have the names, shapes, order and, from one seed, the initial values of
-torch's modules: random numbers between -1/sqrt(H) and 1/sqrt(H).
+train with; both call `gates`. The parameters have the names, shapes, order and, with the same seed, the initial values
+of torch's modules: random numbers between -1/sqrt(H) and 1/sqrt(H).
 
 The last chapter derives the gradient by hand. No model uses it, because autograd finds the same.
 
@@ -106,7 +106,7 @@ class LSTM(nn.Module):
             b_ih, b_hh = getattr(self, f"bias_ih_l{layer}"), getattr(self, f"bias_hh_l{layer}")
             if layer > 0:
                 x = F.dropout(x, self.dropout, self.training)  # (T, B, H)
-            # This part of z needs no h, so it is one product for all steps. (Under autocast it has 16 bits.)
+            # This part of z needs no h, so it is one product for all steps. (With --dtype bfloat16 it has 16 bits.)
             zx = F.linear(x, W_ih, b_ih + b_hh if self.bias else None).to(c.dtype)  # (T, B, 4H)
             h_t, c_t, outputs = h[layer], c[layer], []  # (B, H) each
             for zx_t in zx.unbind():  # step by step

@@ -1,4 +1,4 @@
-"""A language model on an LSTM: tokens in, the log-probabilities of the next token out.
+"""A language model on an LSTM: tokens (the numbers of words) in, log-probabilities of the next token out.
 
     from lstm_lm import LSTMLM
     model = LSTMLM(vocab_size=10000, embedding_size=200, hidden_size=200, core="cell")
@@ -17,12 +17,12 @@ same names, so a checkpoint of one opens with the other.
 `LanguageModel` is what all models here share. Training, evaluation and text generation need only these calls:
 
     model(input, state, temperature)    log-probabilities (T, B, V) and the next state
-    model.loss(input, target, state)    mean cross-entropy in nats and the next state
+    model.loss(input, target, state)    mean of -log P(target), natural logarithm (nats), and the next state
 
 The state is a tuple of tensors whose second dimension is B, or None before anything has been read.
 
-Sizes in comments: T steps, B streams, V words, E embedding, H hidden units, L layers, R features (what the output layer
-is given: E with tied weights, else H).
+Sizes in comments: T steps, B streams (texts read in parallel), V words, E embedding, H hidden units, L layers, R
+features (what the output layer is given: E with tied weights, else H).
 """
 
 import torch.nn.functional as F
@@ -74,7 +74,7 @@ class LanguageModel(nn.Module):
         Their dtype is that of the weights, also under autocast, in which torch computes products in 16 bits.
         """
         logits = self.output(F.dropout(features, self.dropout, self.training))  # (T, B, V)
-        if temperature != 1:  # with 0 as the largest logit, a tiny temperature cannot give inf - inf
+        if temperature != 1:  # the largest logit becomes 0, in 64 bits, so that a tiny temperature gives no nan
             logits = (logits - logits.amax(dim=-1, keepdim=True)).double()  # (T, B, V)
             logits = logits / temperature
         return F.log_softmax(logits, dim=-1, dtype=self.output.weight.dtype)  # (T, B, V)
@@ -82,7 +82,7 @@ class LanguageModel(nn.Module):
     def forward(self, input, state=None, temperature=1.0):
         """input int64 (T, B), state as returned before or None -> log-probabilities (T, B, V), next state.
 
-        temperature: the logits are divided by it, for drawing a text.
+        temperature: the logits, which enter the softmax, are divided by it, for drawing a text.
         """
         features, state = self.features(input, state)  # (T, B, R)
         return self.log_softmax(features, temperature), state

@@ -16,9 +16,8 @@ A language model gives log P(next token | text so far). Decoding turns it into a
     top-p           draw among the fewest tokens whose probabilities add up to p (nucleus
                     sampling, Holtzman et al., 2020)
 
-The default is temperature 0.9 for all models, a compromise: see results/README.md. In a model that copies, the
-temperature acts on what it generates. What it copies is probable already: made more so, it would be copied again and
-again.
+The default is temperature 0.9 for all models, a compromise: see results/README.md. In a model that copies, it acts on
+what is generated. What is copied keeps its probability: made more probable, it would be copied again and again.
 
 Each token goes back in as the next input, together with the model's state, so no token is read twice. `<unk>` is never
 chosen, because it stands for words outside the vocabulary.
@@ -60,12 +59,12 @@ def choose(log_probs, greedy=False, top_k=None, top_p=None, generator=None):
         logits = torch.full_like(logits, -torch.inf).scatter(-1, where, best)
     if top_p is not None:
         p, order = torch.softmax(logits, dim=-1).sort(descending=True)  # (B, V)
-        beyond = p.cumsum(dim=-1) - p >= top_p  # in order of probability: those before it add up to top_p already
-        outside = torch.zeros_like(beyond).scatter(-1, order, beyond)  # in order of token
+        beyond = p.cumsum(dim=-1) - p >= top_p  # (B, V), sorted: true where the tokens before add up to top_p already
+        outside = torch.zeros_like(beyond).scatter(-1, order, beyond)  # (B, V), in the order of tokens
         logits = logits.masked_fill(outside, -torch.inf)
     cumulative = torch.softmax(logits, dim=-1).cumsum(dim=-1)  # (B, V): P(this token or one before it)
-    # One random number for each sample picks a place in it. torch.multinomial would draw V, slower than the model.
-    # With right=True no place belongs to a token of probability 0.
+    # One random number for each sample picks the first token whose cumulative probability is larger. (right=True: it
+    # never has probability 0.) torch.multinomial would draw V numbers, which takes longer than the model.
     drawn = torch.rand(len(cumulative), 1, dtype=cumulative.dtype, generator=generator) * cumulative[:, -1:]  # (B, 1)
     return torch.searchsorted(cumulative, drawn, right=True)[:, 0]
 
@@ -111,7 +110,8 @@ def look_back(model, vocabulary, tokens):
 
     tokens: list of N tokens, each predicted from those before it.  p: the probability that the model gives the token.
     looks: the sum of its weights on all positions but the sentinel; a model that copies, copies with this probability.
-    weights: those of the N positions, oldest first, and 0 for a masked one. What came next at position j is tokens[j].
+    weights: those of the N positions without the sentinel, oldest first, and 0 for a masked one. What came next at
+    position j is tokens[j]; position 0 is the token that starts a text.
     Raises InputError for an empty text.
     """
     if not tokens:
@@ -162,7 +162,8 @@ def read_checkpoint(path):
         if zipfile.ZipFile(io.BytesIO(raw)).testzip():
             raise ValueError
         checkpoint = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
-        checkpoint["settings"]["model"], checkpoint["vocabulary"], checkpoint["weights"], checkpoint["results"]
+        if not {"settings", "vocabulary", "weights", "results"} <= checkpoint.keys():
+            raise ValueError
         return checkpoint
     except Exception:  # zipfile and torch raise many kinds of errors for a file that is not theirs
         raise InputError(f"{path} is not a checkpoint of train.py, or is damaged") from None
@@ -171,7 +172,7 @@ def read_checkpoint(path):
 def load_checkpoint(path, device="cpu", model=None):
     """Open a checkpoint -> (model in evaluation mode, Vocabulary, the checkpoint's dict).
 
-    model: "lstm" or "cell" opens a checkpoint of either with that one.
+    model: "lstm" or "cell" opens a checkpoint of either with that one; None, with the one that was trained.
     Raises OSError and InputError as `read_checkpoint` does, also where the weights do not fit the settings.
     """
     checkpoint = read_checkpoint(path)
@@ -202,7 +203,7 @@ def most_seen(rows, count):
 
 
 def draw_attention(rows, tokens, width):
-    """The last rows of `look_back` as text of about this width: shades for the positions, and the two largest weights."""
+    """The last rows of `look_back` as text of about this width: shades for positions, and the two largest weights."""
     rows = rows[-40:]
     columns = most_seen(rows, max(10, width - 74))
     before = ["(start)", *tokens]
@@ -328,7 +329,7 @@ def main(argv=None):
             given = [] if prompt is None else prompt_tokens(prompt, vocabulary, path)
             how = {"temperature": temperature, "top_k": args.top_k, "top_p": args.top_p}
             steps = continuations(model, vocabulary, given, args.tokens, args.num_samples, args.seed, **how)
-            samples = [[*given, *new] for new in zip(*steps)] or [given]
+            samples = [[*given, *new] for new in zip(*steps)] or [given]  # one list for each sample
             texts = ["".join(vocabulary.join(tokens)).strip() for tokens in samples]
             columns.append((title(path, checkpoint), "\n\n".join(texts)))
             if args.show_attention:

@@ -4,8 +4,8 @@
     python train.py --model lstm                       # the same on torch.nn.LSTM
     python train.py --model attention --no-copy        # an encoder, a decoder and attention
     python train.py --model attention                  # and copying
-    python train.py --model self-attention             # the same without an encoder
-    python train.py --model cell --minutes 1           # the best that one minute allows
+    python train.py --model self-attention             # copying, too, but no encoder
+    python train.py --model cell --minutes 1           # one minute of training
     python train.py --model cell --data my.txt --level char --out out/mine
     python train.py --resume out/cell                  # go on after Ctrl-C, a kill or a power cut
     torchrun --nproc_per_node=2 train.py --model cell  # one model, trained by two processes, for two GPUs
@@ -15,12 +15,12 @@ From Python or a notebook: `train.main(["--model", "cell", "--minutes", "1"])`.
 A run is a new folder: out/cell, then out/cell-2, and so on. It holds
 
     checkpoint.pt   the best model by validation perplexity, for sample.py, and all that --resume needs
-    log.csv         one row for each validation: the step, the epoch, the seconds so far, the training tokens per
-                    second, the training and the validation loss in nats, and the validation perplexity
+    log.csv         one row for each validation: the step, the epoch (a pass over the text), the seconds so far, the
+                    training tokens per second, the training and the validation loss in nats, the validation perplexity
 
 checkpoint.pt is written at the start, once a minute, after each validation and at the end. A new file replaces the old
 one in one step, so there is a whole one at every moment, and however a run ends, --resume goes on from there. A run of
-one process with --epochs and --threads then ends with the weights that it would have had.
+one process with --epochs and a fixed --threads (sums depend on it) ends with the same weights as without the stop.
 
 Perplexity is exp(mean of -log P(token) in nats) over a split. Every token of the split is a target once. The split is
 read as one text from beginning to end with its state carried, as Mikolov et al. (2010) and Zaremba et al. (2014) do, so
@@ -56,8 +56,9 @@ OPTIMIZERS = {  # fused: all of a tensor's update in one operation, three times 
     "sgd": functools.partial(torch.optim.SGD, fused=True),
 }
 SAVE_EVERY = 60  # seconds
-NOT_SETTINGS = ("resume", "out")  # the flags that say where, and nothing about the model
-FREE = "data lr halve_after clip epochs minutes target_ppl valid_every device dtype threads".split()  # on --resume
+NOT_SETTINGS = ("resume", "out")  # not saved: where a run is written
+# the flags that may change when a run is resumed
+FREE = "data lr halve_after clip epochs minutes target_ppl valid_every device dtype threads".split()
 
 # --- Evaluation ----------------------------------------------------------------------------
 
@@ -66,7 +67,7 @@ FREE = "data lr halve_after clip epochs minutes target_ppl valid_every device dt
 def evaluate(model, tokens, start, chunk=256):
     """Mean of -log P(token) in nats over a split, with each of its N tokens a target exactly once.
 
-    The split is one stream, read in chunks with the state carried; their length does not change the result.
+    The split is read as one stream; the length of a chunk does not change the result.
     tokens: integers (N,).  start: the token before the first.
     """
     training, total, state = model.training, 0.0, None
@@ -104,10 +105,11 @@ def continuation(model, corpus, given, length):
 
 
 def schedule(progress, epoch=1, halve_after=None):
-    """The learning rate as a fraction of its peak, at a progress from 0 to 1 in an epoch counted from 1.
+    """The learning rate as a fraction of its peak.
 
-    It rises from 2% over the first 3% of the training and then falls along a cosine to zero. With halve_after it is 1
-    up to that epoch and is halved at each later one, as in Zaremba et al. (2014).
+    progress: of the whole training, from 0 to 1.  epoch: counted from 1; it matters for halve_after only.
+    It rises from 2% over the first 3% of the training and then falls along a cosine to zero. With halve_after it is 1 up
+    to that epoch and is halved at each later one, as in Zaremba et al. (2014).
     """
     if halve_after:
         return 0.5 ** max(0, epoch - halve_after)
@@ -116,15 +118,15 @@ def schedule(progress, epoch=1, halve_after=None):
 
 @dataclasses.dataclass
 class Counters:
-    """How far a run is. They are saved and resumed as a whole, so a new one needs no line elsewhere."""
+    """How far a run is. They are saved and resumed as a whole."""
 
     step: int = 0
     seconds: float = 0.0  # of training so far, with validations
     best_loss: float = math.inf  # the smallest validation loss
-    validated: int = 0  # the step of the last validation; the next three count from there
+    validated: int = 0  # the step of the last validation
     validated_at: float = 0.0  # the second of its end
-    tokens: int = 0  # trained on
-    loss_sum: float = 0.0  # of the training losses
+    tokens: int = 0  # trained on since then
+    loss_sum: float = 0.0  # of the training losses since then
     log: str = "step,epoch,seconds,tokens_per_second,train_loss,valid_loss,valid_ppl\n"
 
 
@@ -132,7 +134,7 @@ class Run:
     """A model in training, and its next step.
 
     args: the flags.  corpus: a Corpus.  device: a torch.device.
-    rank, processes: this process's number and their number, 0 and 1 for one process: see `join_processes`.
+    rank, processes: the number of this process, from 0, and how many there are: see `join_processes`.
     Raises InputError for flags that contradict each other, and for a batch that cannot be shared.
     """
 
@@ -160,7 +162,10 @@ class Run:
         self.begun = time.monotonic()
 
     def progress(self):
-        """How much of the training is done: 1 when the minutes, the epochs or the target perplexity are reached."""
+        """How much of the training is done: 1 when the minutes, the epochs or the target perplexity are reached.
+
+        It also updates counters.seconds.
+        """
         counters, args = self.counters, self.args
         counters.seconds = time.monotonic() - self.begun
         if args.target_ppl and perplexity(counters.best_loss) <= args.target_ppl:
@@ -169,7 +174,7 @@ class Run:
             done = counters.seconds / (60 * args.minutes)
         else:
             done = counters.step / (args.epochs * self.steps_per_epoch)
-        return min(1.0, done) if counters.step else 0.0
+        return min(1.0, done) if counters.step else 0.0  # at least one step, however few the minutes
 
     def training_step(self, progress):
         """One window forward and backward and one step of the optimizer, at a progress from 0 to 1 -> the loss."""
@@ -194,7 +199,7 @@ class Run:
         return loss.detach()
 
     def since_validation(self):
-        """The mean of this process's training losses since the last validation, and all processes' tokens per second."""
+        """The mean of this process's losses since the last validation, and the tokens per second of all processes."""
         counters = self.counters
         seconds = time.monotonic() - self.begun - counters.validated_at
         loss = float(counters.loss_sum) / max(1, counters.step - counters.validated)
@@ -210,13 +215,14 @@ def train(run, out):
     run.model.train()
     if counters.step == 0:
         save(run, out)
+        show_writing(run)
     trials = thread_trials(run)
     saved = shown = time.monotonic()
-    while (progress := from_first(run.progress())) < 1:  # of several processes, the first looks at the clock
+    while (progress := from_first(run.progress())) < 1:  # several processes must stop at the same step
         if time.monotonic() - saved > SAVE_EVERY:
             save(run, out)
             saved = time.monotonic()
-        next(trials, None)  # in the first steps, it sets another number of threads
+        next(trials, None)  # the first steps try out numbers of threads
         run.training_step(progress)
         if counters.step % every == 0:
             validate(run, out)
@@ -236,12 +242,13 @@ def validate(run, out):
     epoch, ppl, seconds = counters.step / run.steps_per_epoch, perplexity(loss), time.monotonic() - run.begun
     row = f"{counters.step},{epoch:.2f},{seconds:.1f},{speed:.0f},{train_loss:.4f},{loss:.4f},{ppl:.2f}"
     counters.log += row + "\n"
-    counters.validated, counters.validated_at, counters.seconds = counters.step, seconds, seconds
+    counters.validated, counters.seconds = counters.step, seconds
     counters.tokens, counters.loss_sum = 0, 0.0
     where = f"epoch {epoch:5.2f}  step {counters.step:>5}  ppl train {perplexity(train_loss):7.2f} valid {ppl:7.2f}"
     show(f"{where}  {speed:>6,.0f} tokens/s  {datetime.timedelta(seconds=round(seconds))}")
     save(run, out)  # weights that are inf or nan end the run here
-    show("    " + " ".join(continuation(run.model, run.corpus, given=3, length=75).split()))
+    show_writing(run)
+    counters.validated_at = time.monotonic() - run.begun
 
 
 def test(run, out):
@@ -396,6 +403,11 @@ def show(text, passing=False):
         print(text, end="\r" if passing else "\n", flush=True)
     else:
         print(text, flush=True)
+
+
+def show_writing(run):
+    """Show a line that the model writes, from the same three tokens each time."""
+    show("    " + " ".join(continuation(run.model, run.corpus, given=3, length=75).split()))
 
 
 def status(run, progress):

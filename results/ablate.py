@@ -88,7 +88,7 @@ def main(argv=None):
     parser.add_argument("--model", choices=["attention", "self-attention"], default="attention", help="(%(default)s)")
     parser.add_argument("--copy", action=argparse.BooleanOptionalAction, default=True, help="(yes)")
     args, flags = parser.parse_known_args(argv)
-    name = f"{args.change}-{args.model}" + "-no-copy" * (not args.copy)
+    name = f"{args.change}-{args.model}"
     unchanged = train.parse_arguments([*flags, "--model", args.model])
     if not unchanged.resume:  # of a new name, train.py knows no default size
         flags = ["--hidden-size", str(unchanged.hidden_size), *flags]
