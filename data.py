@@ -510,7 +510,7 @@ def sizes(corpus):
     """
     splits = ", ".join(f"{len(tokens):,} {name}" for name, tokens in zip(SPLITS, corpus[1:]))
     share = (corpus.valid == corpus.vocabulary.unknown).sum().item() / len(corpus.valid)
-    line = f"{splits} tokens, {len(corpus.vocabulary):,} different, {share:.1%} of the valid ones {UNK}"
+    line = f"{splits} tokens, {len(corpus.vocabulary):,} different; {share:.1%} of the validation tokens are {UNK}"
     advice = f"\nwith so many {UNK} a model learns little: try --level char or --min-count 1"
     return line + advice if share > 0.2 else line
 

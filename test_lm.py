@@ -687,12 +687,13 @@ def test_a_text_that_does_not_suit_is_told():
     refused("too short.*give more text", data.corpus_of, ["Too short."])
     refused("no words between spaces.*--level char", data.corpus_of, dna)
     assert data.sizes(data.corpus_of(dna, "char")) == (
-        "3,200 train, 400 valid, 400 test tokens, 6 different, 0.0% of the valid ones <unk>"
+        "3,200 train, 400 valid, 400 test tokens, 6 different; 0.0% of the validation tokens are <unk>"
     )
     for rare in (19, 21):  # of 100 tokens
         texts = ["a " * 999, "a " * (99 - rare) + "z " * rare, ""]
         first, *advice = data.sizes(data.prepare(texts)).split("\n")
-        assert first == f"1,000 train, 100 valid, 0 test tokens, 3 different, {rare}.0% of the valid ones <unk>"
+        sizes = "1,000 train, 100 valid, 0 test tokens, 3 different"
+        assert first == f"{sizes}; {rare}.0% of the validation tokens are <unk>"
         assert [line.split(": ")[1] for line in advice] == ["try --level char or --min-count 1"] * (rare > 20)
 
 
@@ -1367,7 +1368,7 @@ def test_ctrl_c_prints_one_line_and_goes_on(trained, corpus_file, tmp_path, monk
         kill_at(patch, {30}, KeyboardInterrupt)
         code, printed, error = ended(capsys, train.main, *flags)
     assert (code, error) == (130, "")
-    assert printed.splitlines()[-1] == f"interrupted; go on with: python train.py --resume '{out}'"
+    assert printed.splitlines()[-1] == f"go on with: python train.py --resume '{out}'"
     assert printed.count("--resume") == 1 and "test perplexity" not in printed
     assert read_counters(out)["step"] == 0  # in the first minute nothing more is saved
     assert train.main(["--resume", f"{out}/checkpoint.pt"])["test_ppl"] == trained["cell"].results["test_ppl"]

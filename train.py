@@ -242,13 +242,13 @@ def validate(run, out):
     epoch, ppl, seconds = counters.step / run.steps_per_epoch, perplexity(loss), time.monotonic() - run.begun
     row = f"{counters.step},{epoch:.2f},{seconds:.1f},{speed:.0f},{train_loss:.4f},{loss:.4f},{ppl:.2f}"
     counters.log += row + "\n"
-    counters.validated, counters.seconds = counters.step, seconds
+    counters.validated, counters.validated_at, counters.seconds = counters.step, seconds, seconds
     counters.tokens, counters.loss_sum = 0, 0.0
     where = f"epoch {epoch:5.2f}  step {counters.step:>5}  ppl train {perplexity(train_loss):7.2f} valid {ppl:7.2f}"
     show(f"{where}  {speed:>6,.0f} tokens/s  {datetime.timedelta(seconds=round(seconds))}")
     save(run, out)  # weights that are inf or nan end the run here
     show_writing(run)
-    counters.validated_at = time.monotonic() - run.begun
+    counters.validated_at = time.monotonic() - run.begun  # the speed is that of training alone
 
 
 def test(run, out):
@@ -511,6 +511,7 @@ def main(argv=None, corpus=None):
     run = Run(args, corpus, device, rank, processes)
     if saved:
         restore(run, saved)
+        show(f"going on from step {run.counters.step}")
     out = args.resume and pathlib.Path(args.resume)
     if not out and rank == 0:
         out = new_folder(args)  # not earlier: from here on nothing is wrong with the flags
@@ -524,7 +525,8 @@ def main(argv=None, corpus=None):
         train(run, out)
         return test(run, out) if rank == 0 else None
     except KeyboardInterrupt:
-        show(f"\ninterrupted; go on with: python train.py --resume {shlex.quote(str(out))}")
+        show("\ninterrupted; at most the last minute is lost")
+        show(f"go on with: python train.py --resume {shlex.quote(str(out))}")
         raise
     finally:
         torch.set_num_threads(threads)
