@@ -16,9 +16,7 @@ from Gers et al., 2000). One step computes the new states, h' and c', from x, h 
 
 The function `gates` computes all but the first line. `LSTMCell` is one step, and `LSTM` is the loop that the models
 train with; both call `gates`. The parameters have the names, shapes, order and, with the same seed, the initial values
-of torch's modules: random numbers between -1/sqrt(H) and 1/sqrt(H).
-
-The last chapter derives the gradient by hand. No model uses it, because autograd finds the same.
+of torch's modules. The last chapter derives the gradient by hand; no model uses it, because autograd finds the same.
 
 Sizes in comments: T steps, B sequences in parallel, I inputs, H hidden units, L layers.
 """
@@ -72,7 +70,6 @@ class LSTM(nn.Module):
     input_size, hidden_size, num_layers: I, H and L.  bias: whether b_ih and b_hh exist.
     dropout: the probability, 0 <= dropout < 1, with which each output of a layer, but not of the last, is set to zero
     in training.
-    Parameters: those of `LSTMCell` for each layer, with "_l0", "_l1" and so on at the end of their names.
     Raises ValueError for a size below 1 or a dropout outside the range.
     """
 
@@ -100,7 +97,7 @@ class LSTM(nn.Module):
         if x.dim() not in (2, 3) or len(x) == 0:
             raise RuntimeError(f"LSTM takes x of shape (T, B, I) or (T, I) with T > 0, got {tuple(x.shape)}")
         h, c = checked_state(state, x, self.input_size, (self.num_layers, *x.shape[1:-1], self.hidden_size))
-        last_h, last_c = [], []
+        last = []
         for layer in range(self.num_layers):
             W_ih, W_hh = getattr(self, f"weight_ih_l{layer}"), getattr(self, f"weight_hh_l{layer}")
             b_ih, b_hh = getattr(self, f"bias_ih_l{layer}"), getattr(self, f"bias_hh_l{layer}")
@@ -113,14 +110,14 @@ class LSTM(nn.Module):
                 z = zx_t + F.linear(h_t, W_hh)  # (B, 4H)
                 h_t, c_t = gates(z, c_t)  # (B, H) each
                 outputs.append(h_t)
-            last_h.append(h_t)
-            last_c.append(c_t)
+            last.append((h_t, c_t))
             x = torch.stack(outputs)  # (T, B, H), what the next layer reads
-        return x, (torch.stack(last_h), torch.stack(last_c))  # (T, B, H), (L, B, H) each
+        h, c = (torch.stack(states) for states in zip(*last))  # (L, B, H) each
+        return x, (h, c)
 
 
 def add_parameters(module, input_size, hidden_size, bias, suffix=""):
-    """Give a module the parameters of one layer, uniform between -1/sqrt(H) and 1/sqrt(H), as in torch."""
+    """Give a module the parameters of one layer, random numbers between -1/sqrt(H) and 1/sqrt(H), as in torch."""
     if input_size < 1 or hidden_size < 1:
         raise ValueError(f"input_size is {input_size}, hidden_size {hidden_size}: expected 1 or more")
     bound, rows = 1 / math.sqrt(hidden_size), 4 * hidden_size

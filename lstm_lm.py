@@ -12,9 +12,7 @@ input has no dropout.) With tied weights, one matrix is both the embedding and t
 Wolf, 2017; Inan et al., 2017).
 
 The LSTM is `torch.nn.LSTM` (core="lstm") or this project's own (core="cell"). Both have the same parameters under the
-same names, so a checkpoint of one opens with the other.
-
-`LanguageModel` is what all models here share. Training, evaluation and text generation need only these calls:
+same names, so a checkpoint of one opens with the other. Training, evaluation and text generation need only these calls:
 
     model(input, state, temperature)    log-probabilities (T, B, V) and the next state
     model.loss(input, target, state)    mean of -log P(target), natural logarithm (nats), and the next state
@@ -114,9 +112,7 @@ class LSTMLM(LanguageModel):
         kind = nn.LSTM if core == "lstm" else LSTM
         between_layers = self.dropout if num_layers > 1 else 0.0  # nn.LSTM warns of dropout with one layer
         self.core = kind(self.embedding_size, hidden_size, num_layers, dropout=between_layers)
-        self.project = nn.Identity()
-        if self.feature_size != hidden_size:
-            self.project = nn.Linear(hidden_size, self.feature_size)
+        self.project = nn.Identity() if self.feature_size == hidden_size else nn.Linear(hidden_size, self.feature_size)
 
     def features(self, input, state=None):
         """int64 (T, B) -> (T, B, R), next state."""
