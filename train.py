@@ -85,14 +85,15 @@ def perplexity(nats):
     return math.exp(nats) if nats < 700 else math.inf
 
 
-def continuation(model, corpus, given, length):
+def continuation(model, corpus, given, length, seed=0):
     """The first tokens of the validation text, and how a model goes on: a text of about `length` characters.
 
     given: how many tokens are from the validation text.
     """
     training, vocabulary = model.training, corpus.vocabulary
     prompt, text = vocabulary.decode(corpus.valid[:given]), ""
-    steps = sample.continuations(model.eval(), vocabulary, prompt, length, temperature=sample.DEFAULT_TEMPERATURE)
+    how = {"seed": seed, "temperature": sample.DEFAULT_TEMPERATURE}
+    steps = sample.continuations(model.eval(), vocabulary, prompt, length, **how)
     for piece in vocabulary.join(itertools.chain(prompt, (token for (token,) in steps))):
         text += piece
         if len(text) >= length:
@@ -265,7 +266,7 @@ def test(run, out):
         show("no test perplexity: this split of the corpus leaves no test text")
     sample.save_checkpoint(path, {**checkpoint, "results": results})
     show(f"\nThe first words of the validation text, and how {run.args.model} goes on:\n")
-    show(continuation(model, run.corpus, given=10, length=400))
+    show(continuation(model, run.corpus, given=10, length=400, seed=run.args.seed))
     return {**results, "checkpoint": str(path)}
 
 
