@@ -470,7 +470,7 @@ class Parser(argparse.ArgumentParser):
         return super().parse_args(args, namespace)
 
     def error(self, message):
-        raise InputError(f"{message} (see python {self.prog} --help)")
+        raise InputError(f"{message} (see --help)")
 
 
 def at_least(low, kind=int):

@@ -1518,7 +1518,7 @@ REFUSED = [  # (script, flags, message)
     (train, "--data latin1.txt", "latin1.txt.*UTF-8"),
     (train, "--data short.txt", "too short"),
     (train, "--data folder", "folder"),
-    (train, "--bptt 0", r"--bptt.*at least 1 \(see python .* --help\)"),
+    (train, "--bptt 0", r"--bptt.*at least 1 \(see --help\)"),
     (train, "--lr much", "--lr.*invalid float"),
     (train, "--lr nan", "--lr"),
     (train, "--dropout 1", "dropout is 1"),
