@@ -1448,6 +1448,10 @@ def test_resume_refuses_another_model_or_text(trained, corpus, corpus_file, tmp_
         (tmp_path / "text.txt").write_text(other)
         flags = ["--resume", folder, "--data", str(tmp_path / "text.txt")]
         refused("text.txt is not the text that .* was trained on", train.main, flags)
+    checkpoint = sample.read_checkpoint(trained["cell"].path)
+    del checkpoint["training"]["text"]  # as before runs kept it
+    sample.save_checkpoint(tmp_path / "checkpoint.pt", checkpoint)
+    refused("is of another version of train.py: train anew", train.main, ["--resume", str(tmp_path)])
 
 
 def test_a_corpus_from_python(corpus, tmp_path):

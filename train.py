@@ -159,6 +159,7 @@ class Run:
         sides = [data.streams(side, args.batch_size) for side in data.pairs(corpus.train, corpus.vocabulary.start)]
         self.input, self.target = (side.chunk(processes, dim=1)[rank].to(device) for side in sides)  # (N / B, B) each
         self.steps_per_epoch = math.ceil(len(self.input) / args.bptt)
+        self.text = text_sums(corpus)
         self.counters, self.state, self.best = Counters(), None, None
         self.begun = time.monotonic()
 
@@ -336,6 +337,12 @@ def text_sums(corpus):
     return [(len(tokens), int(tokens.sum())) for tokens in corpus[1:]]
 
 
+def is_text_of(checkpoint, corpus):
+    """Whether a run was trained on this corpus, as far as its vocabulary and `text_sums` tell."""
+    same_text = [tuple(sums) for sums in checkpoint["training"]["text"]] == text_sums(corpus)
+    return same_text and checkpoint["vocabulary"] == corpus.vocabulary.plain()
+
+
 def save(run, out):
     """Write a run's files to the folder `out`, in the first process.  Raises InputError when a weight is inf or nan."""
     if run.rank:
@@ -349,7 +356,7 @@ def save(run, out):
         "weights": run.best or run.model.state_dict(),
         "results": {"valid_ppl": perplexity(run.counters.best_loss)} if run.best else {},
         "training": {
-            "text": text_sums(run.corpus),
+            "text": run.text,
             "counters": {**vars(run.counters), "loss_sum": float(run.counters.loss_sum)},
             "weights": run.model.state_dict(),  # after the last step
             "optimizer": run.optimizer.state_dict(),
@@ -361,10 +368,11 @@ def save(run, out):
 
 
 def restore(run, checkpoint):
-    """Let a run go on from what `save` wrote.  Raises InputError for another text, and for a damaged file."""
+    """Let a run go on from what `save` wrote.  Raises InputError for another text, version or model."""
     training = checkpoint["training"]
-    same_text = [tuple(sums) for sums in training["text"]] == text_sums(run.corpus)
-    if checkpoint["vocabulary"] != run.corpus.vocabulary.plain() or not same_text:
+    if "text" not in training:
+        raise InputError(f"{run.args.resume} is of another version of train.py: train anew without --resume")
+    if not is_text_of(checkpoint, run.corpus):
         raise InputError(f"{run.args.data or 'this corpus'} is not the text that {run.args.resume} was trained on")
     known = {field.name for field in dataclasses.fields(Counters)}  # a file of another version may have more
     run.counters = Counters(**{name: value for name, value in training["counters"].items() if name in known})

@@ -15,7 +15,7 @@ import torch
 import sample
 from attention_lm import AttentionLM
 from data import UNK, InputError
-from train import evaluate, perplexity, text_sums
+from train import evaluate, is_text_of, perplexity
 
 MEMORY_SIZES = (35, 70, 140, 400, 1000, 2000, 4000)
 NEAR = 400  # words
@@ -31,9 +31,8 @@ def open_together(paths):
     if settings["data"] is None:
         raise InputError(f"{paths[0]} was trained on a corpus from Python: give one that was trained with --data")
     corpus = data.load_corpus(**data.corpus_settings(settings))
-    for path, (_, vocabulary, checkpoint) in zip(paths, loaded):
-        same_text = [tuple(sums) for sums in checkpoint["training"]["text"]] == text_sums(corpus)
-        if vocabulary.plain() != corpus.vocabulary.plain() or not same_text:
+    for path, (_, _, checkpoint) in zip(paths, loaded):
+        if not is_text_of(checkpoint, corpus):
             raise InputError(f"{path} is not of the corpus {settings['data']} as it is: give checkpoints of one corpus")
     return loaded, corpus
 
