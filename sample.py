@@ -187,7 +187,7 @@ def load_checkpoint(path, device="cpu", model=None):
         network = attention_lm.MODELS[settings["model"]](len(vocabulary), settings)
         network.load_state_dict(checkpoint["weights"])
     except Exception:  # torch and Python raise many kinds of errors for settings that do not fit
-        raise InputError(f"{path} is not a checkpoint of train.py, or is damaged") from None
+        raise InputError(f"{path} does not fit these models: train anew, it is of another version") from None
     return network.to(device).eval(), vocabulary, checkpoint
 
 

@@ -1542,7 +1542,7 @@ REFUSED = [  # (script, flags, message)
     (sample, "harmful.pt", "not a checkpoint"),
     (sample, "harmful2.pt", "not a checkpoint"),
     (sample, "other.pt", "not a checkpoint"),
-    (sample, "misfit.pt", "not a checkpoint"),
+    (sample, "misfit.pt", "does not fit these models"),
     (sample, "unknown.pt", "model mine, which has no entry"),
     (sample, "", "checkpoint"),
     (sample, "good.pt --prompt=", "prompt is empty"),
