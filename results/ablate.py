@@ -5,7 +5,7 @@
 
 The first word says what is changed. The model is attention or self-attention; the other flags are those of train.py:
 
-    no-decay      the weight of a position does not fall with its distance
+    no-decay      all positions count as equally far back, so decay only lowers all their scores alike
     near          n is 1 in training and in reading: each step nearer counts
     no-context    the readout is given zeros in place of the context
     no-feeding    the decoder is given zeros in place of the context; only with an encoder
@@ -64,8 +64,7 @@ def build(change, kind, vocab_size, settings):
     model = MODELS[kind](vocab_size, {**settings, "model": kind})
     E, H = model.embedding_size, model.hidden_size
     if change == "no-decay":
-        del model.decay
-        model.register_buffer("decay", torch.zeros(1))  # this is no parameter, so it is not trained
+        model.near = 2 * model.memory_size  # n, in training half of this, is no smaller than any distance
     elif change == "near":
         model.near = 1
     elif change == "no-context":

@@ -241,7 +241,7 @@ def test_ablations_change_what_they_say(change, kind, copy):
     after = ablate.build(change, kind, 7, settings).double()
     weights = {name: value + 0.1 * torch.randn_like(value) for name, value in before.state_dict().items()}
     before.load_state_dict(weights)
-    after.load_state_dict({**weights, "decay": weights["decay"] * (change != "no-decay")})
+    after.load_state_dict(weights)
     input, target = torch.randint(7, (2, 45, 2))
     log_probs, seen = [], []
     for model in (before, after):  # both are in training, without dropout
@@ -252,8 +252,9 @@ def test_ablations_change_what_they_say(change, kind, copy):
         torch.testing.assert_close(loss, F.nll_loss(log_probs[-1].flatten(0, 1), target.flatten()))
         loss.backward()
     assert not torch.allclose(*log_probs, atol=1e-4)
-    if change == "no-decay":
-        assert "decay" not in dict(after.named_parameters()) and before.decay.grad.any()
+    if change == "no-decay":  # in training and in reading
+        for bias in (after.bias(input, input, 200), after.eval().bias(input, input, 2000)):
+            assert len(bias[..., 1:].unique()) == 2  # -inf, or the same for all
     if change == "near":
         assert (before.near, after.near) == (64, 1)
     if change == "no-context":
