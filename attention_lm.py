@@ -21,7 +21,8 @@ so the encoder's newest state m_t is added to it. `decay`, a learned number, mak
 nearer than n steps count as n steps away. At step t the positions t-M to t-1 are visible. M is the size of the memory.
 
 The first position of the memory, j = 0, is the *sentinel*, a learned vector with a learned score of its own beside its
-dot product. It is always visible. A model that does not want to look back looks at it.
+dot product. It is always visible and has no decay, or it could not outweigh thousands of positions. A model that does
+not want to look back looks at it.
 
 **2. Copying** (`--model attention`). m_j is the encoder's state after it has read the token x_j, and x_{j+1} came
 next. If the text is in the same situation now, the same token may come next again:
