@@ -252,8 +252,10 @@ def test_ablations_change_what_they_say(change, kind, copy):
         torch.testing.assert_close(loss, F.nll_loss(log_probs[-1].flatten(0, 1), target.flatten()))
         loss.backward()
     assert not torch.allclose(*log_probs, atol=1e-4)
-    if change == "no-decay":  # in training and in reading
-        for bias in (after.bias(input, input, 200), after.eval().bias(input, input, 2000)):
+    if change == "no-decay":
+        assert before.decay.grad.any() and after.decay.grad.any()
+        long = torch.arange(2100)[:, None] % 7  # (S, 1), more positions than are visible in training and in reading
+        for bias in (after.bias(long[-2:], long, 200), after.eval().bias(long[-2:], long, 2000)):
             assert len(bias[..., 1:].unique()) == 2  # -inf, or the same for all
     if change == "near":
         assert (before.near, after.near) == (64, 1)
