@@ -1,7 +1,7 @@
 """How far back a gradient reaches: the norm of the derivative of a step's loss by the input k steps before.
 
-    python -m results.gradient out/lstm/checkpoint.pt --train-tanh out/tanh           # train a plain network first
-    python -m results.gradient out/lstm/checkpoint.pt --tanh out/tanh/checkpoint.pt --file gradient.svg
+    python -m results.gradient out/lstm/checkpoint.pt --train-tanh out/plain/tanh    # train a plain network first
+    python -m results.gradient out/lstm/checkpoint.pt --tanh out/plain/tanh/checkpoint.pt --file gradient.svg
 
 Three networks of one size are compared: the LSTM of the checkpoint, the same at its first weights, and a plain
 recurrent network, h' = tanh(W x + b + U h + d), trained with the LSTM's settings. The loss is that of predicting the
